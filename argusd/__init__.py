@@ -1,0 +1,3 @@
+"""A node daemon that reports what happens to files inside containers."""
+
+__version__ = "1.0.0"

@@ -1,0 +1,87 @@
+"""The watch engine: inotify, the directory trees, and the reader thread that turns kernel events into lines and counts."""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple, final
+
+from argusd._output import Output
+from argusd._records import Encoder
+
+EVENTS: Final[dict[str, int]]
+"""Kernel event bits by reported name, in the order of the kernel's bits: ``{"ACCESS": IN_ACCESS, …}``."""
+COUNTED: Final[tuple[str, ...]]
+"""Names as RecordMetrics sends them, by the event index of :meth:`Engine.drain_counts`; the last is ``q_overflow``."""
+
+class Notice(NamedTuple):
+    """Something that the operator must hear of. ``kind`` is one of the words in the ``Engine.notices`` docstring."""
+
+    kind: str
+    subscription: int
+    errno: int
+    number: int
+    path: str
+
+class Armed(NamedTuple):
+    """What arming a subscription did: per subject path 0 or the errno that kept it from being watched."""
+
+    errors: tuple[int, ...]
+    directories: int
+    seconds: float
+
+@final
+class Engine:
+    """One inotify instance, its reader thread, and the trees of every subscription.
+
+    All methods may be called from any thread; none holds the GIL while it waits.
+    """
+
+    def __init__(self, output: Output) -> None:
+        """Raises OSError (EMFILE: fs.inotify.max_user_instances) when the kernel gives no inotify instance."""
+    def start(self) -> None:
+        """Start the reader thread."""
+    def fileno(self) -> int:
+        """An eventfd that is readable when counts or notices wait. Read it with :meth:`acknowledge`."""
+    def acknowledge(self) -> None:
+        """Reset the eventfd."""
+    def subscribe(
+        self,
+        encoder: Encoder,
+        counter: int,
+        pid: int,
+        pidfd: int,
+        paths: Sequence[bytes],
+        mask: int,
+        ignore: Sequence[bytes],
+        only_dir: bool,
+        recursive: bool,
+        max_depth: int,
+        follow_move: bool,
+    ) -> int:
+        """Register one subject in one container, silent and unarmed; returns its number (never used again).
+
+        ``pid`` is the container's init, ``pidfd`` holds it (duplicated here; the caller keeps its own).
+        """
+    def arm(self, subscription: int) -> Armed:
+        """Watch the subject's paths and, when it is recursive, the directories below.
+
+        Blocks for as long as the walk takes; run it on a walker thread. Stops early when the subscription is
+        cancelled by ``switch``. Raises OSError ENOSPC or ENOMEM when the kernel has no more watches to give,
+        ProcessLookupError when the container's process has ended, PermissionError when its root is closed to us.
+        """
+    def switch(self, on: Sequence[int], off: Sequence[int]) -> None:
+        """In one step for the reader: subscriptions ``on`` begin to report, ``off`` stop and are freed."""
+    def new_counter(self) -> int:
+        """A new set of event counts; several subscriptions may share one."""
+    def free_counter(self, counter: int) -> None:
+        """Give a set of counts back. No live subscription may use it."""
+    def drain_counts(self) -> list[tuple[int, int, int]]:
+        """``(counter, event index, events)`` for what was counted since the last call, and start from 0 again."""
+    def notices(self) -> list[Notice]:
+        """Take the waiting notices.
+
+        ``overflow`` the kernel queue overflowed; ``limit`` a directory that appeared could not be watched (errno);
+        ``depth`` a tree is deeper than can be watched (number: the limit).
+        """
+    def statistics(self) -> dict[str, int]:
+        """Counters since the start: ``reads``, ``events``, ``lines``, ``overflows``, and the current ``watches``, ``nodes``."""
+    def close(self, drain_s: float = ...) -> None:
+        """Report what the kernel has queued already, stop the reader, close every descriptor. May be called twice."""

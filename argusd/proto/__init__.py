@@ -1,0 +1,1 @@
+"""Code generated from ``proto/*.proto`` when the project is built."""

@@ -1,0 +1,60 @@
+"""Builds what is not Python: the Cython extensions and the code generated from ``proto/``."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+PROTO = ROOT / "proto"
+GENERATED = ROOT / "argusd" / "proto"
+
+
+def generate_protobuf() -> None:
+    """Write ``argusd/proto/*_pb2*.py`` (and ``.pyi`` where mypy-protobuf is installed)."""
+    from grpc_tools import protoc  # noqa: PLC0415  (a build requirement only)
+
+    GENERATED.mkdir(exist_ok=True)
+    sources = sorted(path.name for path in PROTO.glob("*.proto"))
+    arguments = [
+        "protoc",
+        f"-I{PROTO}",
+        f"-I{resources.files('grpc_tools') / '_proto'}",
+        f"--python_out={GENERATED}",
+        f"--grpc_python_out={GENERATED}",
+        f"--pyi_out={GENERATED}",
+    ]
+    if protoc.main([*arguments, *sources]) != 0:
+        raise SystemExit("setup.py: protoc failed on proto/*.proto")
+    for path in GENERATED.glob("*_pb2_grpc.py"):  # the generator knows no packages
+        text = re.sub(r"^import (\w+_pb2) as", r"from argusd.proto import \1 as", path.read_text(), flags=re.MULTILINE)
+        path.write_text(text)
+
+
+class BuildExt(build_ext):
+    """Generates the protobuf code before the extensions are built."""
+
+    def run(self) -> None:
+        generate_protobuf()
+        super().run()
+
+
+extensions = [
+    Extension(
+        f"argusd.{path.stem}",
+        [str(path.relative_to(ROOT))],
+        extra_compile_args=["-O2", "-g1", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fno-semantic-interposition"],
+        extra_link_args=["-pthread"],
+    )
+    for path in sorted((ROOT / "argusd").glob("*.pyx"))
+]
+
+setup(
+    ext_modules=cythonize(extensions, language_level=3, annotate=False),
+    cmdclass={"build_ext": BuildExt},
+)
