@@ -1,0 +1,81 @@
+# `make` prints the targets. Everything a target needs is made on the way: the virtual environment, the extensions,
+# and on a Debian machine, as root, the missing Debian packages.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMPS := build/stamps
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DELETE_ON_ERROR:
+
+NATIVE_SOURCES := setup.py $(wildcard argusd/*.pyx argusd/*.pxd argusd/includes/*.pxd proto/*.proto)
+PROGRAM_SOURCES := $(wildcard argusd/*.py packaging/*.py) packaging/argusd.spec packaging/binary.sh
+IMAGE_SOURCES := Dockerfile.scratch .dockerignore packaging/image.sh
+
+.PHONY: help
+help: ## print this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 14
+
+.PHONY: demo
+demo: native ## watch a real container from end to end: needs root
+	@packaging/debian-packages.sh demo
+	@$(PY) demo/run.py
+
+.PHONY: test
+test: native ## run all tests: real kernel, real gRPC, real container runtimes (root; without it those are skipped)
+	@packaging/debian-packages.sh test
+	@$(VENV)/bin/pytest tests
+
+.PHONY: build
+build: dist/argusd ## make dist/argusd, one file that runs on any x86-64 or arm64 Linux
+
+.PHONY: lint
+lint: $(STAMPS)/venv ## ruff and cython-lint
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/cython-lint argusd
+
+.PHONY: types
+types: native ## mypy --strict
+	@$(VENV)/bin/mypy
+
+.PHONY: bench
+bench: native ## run the benchmarks: ratios against other programs in the same run
+	@test -e benchmarks/run.py || { echo "There are no benchmarks yet: benchmarks/run.py is missing." >&2; exit 1; }
+	@$(PY) benchmarks/run.py
+
+.PHONY: image
+image: build/argusd-image.tar ## make the scratch image, build/argusd-image.tar, for 'docker load' (needs root)
+
+.PHONY: venv
+venv: $(STAMPS)/venv ## make .venv with the locked dependencies
+
+.PHONY: native
+native: $(STAMPS)/native ## build the extensions and the protobuf code in place
+
+.PHONY: clean
+clean: ## remove what was built, .venv included
+	@if [ -x packaging/image.sh ]; then packaging/image.sh clean; fi
+	rm -rf build dist $(VENV) argusd/*.c argusd/*.so argusd/proto/*_pb2* *.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find argusd tests benchmarks demo packaging -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(STAMPS)/venv: constraints.txt
+	@packaging/debian-packages.sh build
+	@test -x $(PY) || "$$(packaging/find-python.sh)" -m venv $(VENV)
+	@echo "Installing the locked Python packages into $(VENV)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints.txt
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/native: $(STAMPS)/venv $(NATIVE_SOURCES)
+	@echo "Building the extensions"
+	@$(PY) setup.py --quiet build_ext --inplace
+	@touch $@
+
+dist/argusd: $(STAMPS)/native $(PROGRAM_SOURCES)
+	@packaging/binary.sh
+
+build/argusd-image.tar: $(NATIVE_SOURCES) $(PROGRAM_SOURCES) $(IMAGE_SOURCES) constraints.txt
+	@packaging/debian-packages.sh image
+	@packaging/image.sh
