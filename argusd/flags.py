@@ -116,7 +116,7 @@ _FLAGS: Final = {
         _Flag("reflection", "bool", _boolean, "Serve gRPC server reflection."),
         _Flag(
             "services", "string", _services, "What to serve: argus, janus or both, joined by a comma.",
-            "one or more of argus, janus",
+            ", ".join(KNOWN_SERVICES),
         ),
         _Flag("tls", "bool", _boolean, "Serve mutual TLS: a client certificate is required and verified."),
         _Flag("tlscafile", "string", str, "PEM file: the certificate authorities of the clients."),
