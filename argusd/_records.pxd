@@ -1,0 +1,63 @@
+# The line of an event, encoded natively.
+
+cdef enum:
+    FIELD_LITERAL = 0
+    FIELD_EVENT
+    FIELD_FTYPE
+    FIELD_PATH
+    FIELD_FILE
+    FIELD_SEP
+    FIELD_POD
+    FIELD_NODE
+    FIELD_TAGS
+    FIELDS
+
+# Growing bytes. ``failed`` is set, and the content incomplete, once memory ran out.
+cdef struct Buffer:
+    char *data
+    size_t size
+    size_t capacity
+    bint failed
+
+cdef struct Text:
+    const char *data
+    size_t size
+
+cdef struct Segment:
+    int field               # FIELD_LITERAL: ``literal`` is all there is
+    Text literal
+    char fill[4]
+    int fill_size
+    char align              # '<' '^' '>'
+    int width               # 0: none
+    int precision           # -1: none
+
+# What does not change from event to event of one subscription.
+cdef struct Lines:
+    int count
+    Segment *segments
+    Text fields[FIELDS]     # those that are fixed; event, ftype, path, file and sep are set per event
+    Text json_tail          # from ,"pod": to the newline
+
+# The moment of a batch of events, in both line forms.
+cdef struct Stamp:
+    char json[32]           # 2026-11-22T00:00:00.123456Z
+    size_t json_size
+    char prefix[80]         # 1122 00:00:00.123456 tid file:line]  (with the severity letter in front)
+    size_t prefix_size
+
+cdef bint buffer_room(Buffer *buffer, size_t size) noexcept nogil
+cdef void buffer_add(Buffer *buffer, const char *data, size_t size) noexcept nogil
+cdef void buffer_free(Buffer *buffer) noexcept nogil
+
+cdef void stamp_set(Stamp *stamp, long long realtime_ns, long thread_id) noexcept nogil
+cdef void sanitize_into(Buffer *out, const char *name, size_t size) noexcept nogil
+cdef void message_into(Buffer *out, const Lines *lines, const Text *fields) noexcept nogil
+cdef void json_into(Buffer *out, const Lines *lines, const Text *fields, const Stamp *stamp,
+                    const char *message, size_t message_size) noexcept nogil
+cdef void text_into(Buffer *out, const Stamp *stamp, const char *message, size_t message_size,
+                    bint colour) noexcept nogil
+
+cdef class Encoder:
+    cdef Lines lines
+    cdef list owned         # the bytes objects that ``lines`` points into

@@ -1,0 +1,107 @@
+# Linux system calls and structures that Cython's own posix package lacks.
+
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+
+cdef extern from "<sys/inotify.h>" nogil:
+    cdef struct inotify_event:
+        int32_t wd
+        uint32_t mask
+        uint32_t cookie
+        uint32_t len
+        char name[0]
+    int IN_NONBLOCK, IN_CLOEXEC
+    uint32_t IN_ACCESS, IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_CLOSE_NOWRITE, IN_OPEN
+    uint32_t IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF
+    uint32_t IN_UNMOUNT, IN_Q_OVERFLOW, IN_IGNORED, IN_ONLYDIR, IN_DONT_FOLLOW, IN_MASK_ADD, IN_ISDIR
+    int inotify_init1(int flags)
+    int inotify_add_watch(int fd, const char *path, uint32_t mask)
+    int inotify_rm_watch(int fd, int wd)
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int EFD_CLOEXEC, EFD_NONBLOCK
+    int eventfd(unsigned int initial, int flags)
+
+cdef extern from "<poll.h>" nogil:
+    cdef struct pollfd:
+        int fd
+        short events
+        short revents
+    short POLLIN, POLLOUT
+    int poll(pollfd *fds, unsigned long count, int timeout_ms)
+
+cdef extern from "<sched.h>" nogil:
+    int CLONE_FS
+    int unshare(int flags)
+
+cdef extern from "<sys/mman.h>" nogil:
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_DONTNEED, MFD_CLOEXEC
+    void *MAP_FAILED
+    void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset)
+    int munmap(void *addr, size_t length)
+    int madvise(void *addr, size_t length, int advice)
+    int memfd_create(const char *name, unsigned int flags)
+
+cdef extern from "<sys/resource.h>" nogil:
+    int PRIO_PROCESS
+    int setpriority(int which, unsigned int who, int priority)
+
+cdef extern from "<linux/openat2.h>" nogil:
+    cdef struct open_how:
+        uint64_t flags
+        uint64_t mode
+        uint64_t resolve
+    uint64_t RESOLVE_IN_ROOT, RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS
+
+cdef extern from "<dirent.h>" nogil:
+    int DT_UNKNOWN, DT_DIR
+
+cdef extern from "<fcntl.h>" nogil:
+    int O_PATH, O_DIRECTORY, O_NOFOLLOW, O_CLOEXEC, O_NONBLOCK, O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_APPEND
+    int F_DUPFD_CLOEXEC
+    int open(const char *path, int flags, ...)
+    int openat(int dirfd, const char *path, int flags, ...)
+    int fcntl(int fd, int command, ...)
+
+cdef extern from "<sys/stat.h>" nogil:
+    cdef struct stat_t "stat":
+        unsigned int st_mode
+        unsigned int st_uid
+        unsigned long st_nlink
+        long st_size
+    int S_ISDIR(unsigned int mode)
+    int S_ISREG(unsigned int mode)
+    int fstat(int fd, stat_t *status)
+    int AT_SYMLINK_NOFOLLOW
+    int fstatat(int dirfd, const char *path, stat_t *status, int flags)
+
+cdef extern from "<sys/syscall.h>" nogil:
+    long SYS_openat2, SYS_getdents64, SYS_gettid
+
+cdef extern from "<unistd.h>" nogil:
+    long syscall(long number, ...)
+    int close(int fd)
+    ssize_t read(int fd, void *buffer, size_t count)
+    ssize_t write(int fd, const void *buffer, size_t count)
+    ssize_t readlink(const char *path, char *buffer, size_t size)
+    int fchdir(int fd)
+    int chdir(const char *path)
+    int unlink(const char *path)
+    int ftruncate(int fd, long length)
+    int usleep(unsigned int microseconds)
+    unsigned int geteuid()
+
+cdef extern from * nogil:
+    """
+    struct argusd_dirent64 {
+        unsigned long long d_ino;
+        long long d_off;
+        unsigned short d_reclen;
+        unsigned char d_type;
+        char d_name[];
+    };
+    """
+    # The kernel's own layout of a getdents64(2) entry; glibc gives it no name.
+    cdef struct dirent64 "argusd_dirent64":
+        unsigned short d_reclen
+        unsigned char d_type
+        char d_name[0]

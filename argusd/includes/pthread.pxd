@@ -1,0 +1,48 @@
+# pthreads(7): native threads that never touch Python.
+
+from posix.time cimport timespec
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_t:
+        pass
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_cond_t:
+        pass
+    ctypedef struct pthread_condattr_t:
+        pass
+
+    int pthread_create(pthread_t *thread, const void *attr, void *(*start)(void *) noexcept nogil, void *arg)
+    int pthread_timedjoin_np(pthread_t thread, void **value, const timespec *abstime)
+    int pthread_setname_np(pthread_t thread, const char *name)
+    int pthread_mutex_init(pthread_mutex_t *mutex, const void *attr)
+    int pthread_mutex_destroy(pthread_mutex_t *mutex)
+    int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
+    int pthread_cond_init(pthread_cond_t *cond, const void *attr)
+    int pthread_cond_destroy(pthread_cond_t *cond)
+    int pthread_cond_signal(pthread_cond_t *cond)
+    int pthread_cond_broadcast(pthread_cond_t *cond)
+    int pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex)
+    int pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex, const timespec *abstime)
+
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct sigset_t:
+        pass
+    int SIG_SETMASK
+    int sigfillset(sigset_t *set)
+    int pthread_sigmask(int how, const sigset_t *set, sigset_t *oldset)
+
+cdef extern from * nogil:
+    """
+    #define argusd_load(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+    #define argusd_store(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+    #define argusd_add(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
+    #define argusd_swap(p, v) __atomic_exchange_n((p), (v), __ATOMIC_ACQ_REL)
+    """
+    int load_int "argusd_load"(int *p)
+    void store_int "argusd_store"(int *p, int value)
+    int swap_int "argusd_swap"(int *p, int value)
+    unsigned long long load_u64 "argusd_load"(unsigned long long *p)
+    unsigned long long add_u64 "argusd_add"(unsigned long long *p, unsigned long long value)
+    unsigned long long swap_u64 "argusd_swap"(unsigned long long *p, unsigned long long value)
