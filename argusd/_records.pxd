@@ -61,3 +61,7 @@ cdef void text_into(Buffer *out, const Stamp *stamp, const char *message, size_t
 cdef class Encoder:
     cdef Lines lines
     cdef list owned         # the bytes objects that ``lines`` points into
+
+    cdef Text keep(self, bytes text)
+    cdef int compile(self, segments) except -1
+    cdef bytes encode(self, str form, str event, str ftype, bytes path, bytes file, long long realtime_ns)

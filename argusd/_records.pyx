@@ -297,7 +297,8 @@ cdef class Encoder:
                 name, fill, align, width, precision = item
                 if not 1 <= len(fill) <= 4 or align not in ("<", "^", ">"):
                     raise ValueError(f"not a format segment: {item!r}")
-                fill = sanitized(fill)[:4]
+                if sanitized(fill) != fill:
+                    fill = b"?"     # no control character gets into a line as padding either
                 segment.field = FIELD_NUMBERS[name]
                 segment.fill_size = <int>len(fill)
                 memcpy(segment.fill, <const char *>fill, <size_t>len(fill))
