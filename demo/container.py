@@ -21,13 +21,11 @@ import signal
 import subprocess
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 from demo.rootfs import find_busybox
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 CGROUPS: Final = Path("/sys/fs/cgroup")
 INIT: Final = ("/bin/sleep", "1000000")

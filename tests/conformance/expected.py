@@ -1,0 +1,152 @@
+"""Where a recording of the original is not what this daemon must do, and why.
+
+``OVERRIDES`` replaces what was recorded; the reasons are the rules of this project. ``…`` in a line stands for any
+text. ``LATER`` names recordings whose better behaviour is not built yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """What is expected instead of a recording's own answers; what is not named here stays as recorded."""
+
+    reason: str
+    created: tuple[str, ...] | None = None
+    """Lines after the first CreateWatch."""
+    operations: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """Lines by the operation's index. Its metrics are one message for each event line."""
+    results: Mapping[int, Any] = field(default_factory=dict)
+    """Answers of the rpcs among the operations, by index."""
+    status: str = ""
+    """The gRPC status with which CreateWatch must fail."""
+
+
+POD: Final = "(pod1:node1)"
+STARTING: Final = f"I Starting `inotify` watcher {POD}"
+MALFORMED: Final = Override(
+    reason=(
+        "A malformed logFormat must never cost an event: it is warned about once, when the watch is created, and the "
+        "default format is used. The original warned at every event instead of reporting it."
+    ),
+    created=(STARTING, 'W Malformed ArgusWatcher `.spec.logFormat`: "…"'),
+    operations={0: (f"I CREATE file '/data/d/x' {POD} k=v",)},
+)
+
+
+def _events(path: str, *events: str) -> tuple[str, ...]:
+    return tuple(f"I {event} '{path}' {POD} " for event in events)
+
+
+OVERRIDES: Final[dict[str, Override]] = {
+    **dict.fromkeys(("logformat_02", "logformat_03", "logformat_04", "logformat_05", "logformat_06"), MALFORMED),
+    "logformat_11": MALFORMED,
+    "cid_unknown": Override(
+        reason="A container that cannot be found is an error that names it, not a success that watches nothing.",
+        created=(),
+        operations={1: ()},
+        results={0: []},
+        status="NOT_FOUND",
+    ),
+    "event_dir_modify": Override(
+        reason="Every kernel event that was asked for is reported, also the first write to a file just created.",
+        operations={0: _events("/data/d/new.txt", "MODIFY file")},
+    ),
+    "event_dir_open": Override(
+        reason="Every kernel event that was asked for is reported, also the open() that creates the file.",
+        operations={0: _events("/data/d/new.txt", "OPEN file")},
+    ),
+    "ignore_names": Override(
+        reason=(
+            "What is created in a new directory before its watch stands is reported as CREATE; an ignored name only "
+            "keeps the directory from being watched itself."
+        ),
+        operations={7: (*_events("/data/d/new", "CREATE directory"), *_events("/data/d/new/.git", "CREATE directory"))},
+    ),
+    "one_of_two_roots_deleted": Override(
+        reason="The end of one subject path leaves the other one watched, new directories included.",
+        operations={
+            2: _events("/data/e/n", "CREATE directory"),
+            3: _events("/data/e/n/x", "CREATE file"),
+        },
+        results={4: [{"nodeName": "node1", "podName": "pod1", "pid": [900001]}]},
+    ),
+    "recursive_all_events": Override(
+        reason=(
+            "What the daemon itself does while it walks a tree is not reported; a removed directory is reported by "
+            "its parent too."
+        ),
+        created=(STARTING,),
+        operations={
+            0: _events("/data/d/a/b/f2", "CREATE file", "OPEN file", "MODIFY file", "CLOSE_WRITE file"),
+            1: _events("/data/d/a/n", "CREATE directory"),
+            3: (
+                *_events("/data/d/a/n", *("OPEN directory",) * 2, *("ACCESS directory",) * 4),
+                *_events("/data/d/a/n/x", "DELETE file"),
+                *_events("/data/d/a/n", *("CLOSE_NOWRITE directory",) * 2, "DELETE_SELF file", "DELETE directory"),
+            ),
+        },
+    ),
+    "recursive_basic": Override(
+        reason=(
+            "What is created in a new directory before its watch stands is reported once; a removed directory is "
+            "reported by its parent too, after its own DELETE_SELF."
+        ),
+        operations={
+            5: (
+                *_events("/data/d/p", "CREATE directory"),
+                *_events("/data/d/p/q", "CREATE directory"),
+                *_events("/data/d/p/q/r", "CREATE directory"),
+                *_events("/data/d/p/q/r/s", "CREATE directory"),
+            ),
+            8: (
+                *_events("/data/d/p/q/x", "DELETE file"),
+                *_events("/data/d/p/q/r/s/x", "DELETE file"),
+                *_events("/data/d/p/q/r/s", "DELETE_SELF file", "DELETE directory"),
+                *_events("/data/d/p/q/r", "DELETE_SELF file", "DELETE directory"),
+                *_events("/data/d/p/q", "DELETE_SELF file", "DELETE directory"),
+                *_events("/data/d/p", "DELETE_SELF file", "DELETE directory"),
+            ),
+        },
+    ),
+    "recursive_only_modify": Override(
+        reason="New directories are watched whatever events were asked for.",
+        operations={2: _events("/data/d/n/x", "MODIFY file"), 3: _events("/data/d/n/x", "MODIFY file")},
+    ),
+    "recursive_rename_inside": Override(
+        reason=(
+            "A moved directory that is watched reports MOVE_SELF when asked for, after the two events of its parent "
+            "and so with its new path."
+        ),
+        operations={
+            0: (
+                *_events("/data/d/a", "MOVED_FROM directory"),
+                *_events("/data/d/a2", "MOVED_TO directory", "MOVE_SELF file"),
+            )
+        },
+    ),
+    "symlink_abs": Override(
+        reason="An absolute symlink is followed inside the container, and reported under the path that was given.",
+        operations={
+            0: _events("/data/ln/x", "CREATE file", "MODIFY file"),
+            1: _events("/data/ln/s", "CREATE directory"),
+            2: _events("/data/ln/pre", "MODIFY file"),
+        },
+    ),
+}
+
+AS_RECORDED: Final[dict[str, str]] = {
+    "recursive_rename_out": "The recorded lines are right: nothing follows from below the directory that left.",
+}
+"""``better`` recordings whose recorded lines already are what must happen."""
+
+LATER: Final[dict[str, str]] = {
+    "file_replaced_by_rename": "needs durable subject paths: the replacing file is watched",
+    "path_nonexistent": "needs durable subject paths: the path is watched when it appears",
+    "rootdir_deleted": "needs durable subject paths: the path is watched when it comes back",
+}
+"""Recordings that are not replayed yet."""

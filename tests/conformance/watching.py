@@ -1,0 +1,138 @@
+"""A running daemon as the tests see it: its lines, its metrics, and a sentinel that tells when an operation is over.
+
+The daemon reads all its watches from one kernel queue, in order. So a file made in the sentinel's own container after
+an operation is reported after everything that the operation caused: once its line is out, all lines are out. Counts travel
+apart from lines, per key and in no promised order among keys, so they are waited for by value.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import Counter
+from typing import Final
+
+import grpc
+from tests.daemon import Daemon
+
+from argusd.proto import argus_pb2, argus_pb2_grpc
+from tests.conformance.scenarios import normalise, strip_prefix
+from tests.containers import RuncContainer
+
+SENTINEL: Final = "sentinel"
+RPC_TIMEOUT_S: Final = 5.0
+WAIT_S: Final = 5.0
+
+Metric = tuple[str, str, str]
+
+
+class Metrics:
+    """One RecordMetrics stream, read by a thread of its own until it is closed."""
+
+    def __init__(self, stub: argus_pb2_grpc.ArgusdStub) -> None:
+        self._changed = threading.Condition()
+        self._received: list[Metric] = []
+        self._taken = 0
+        self._call = stub.RecordMetrics(argus_pb2.Empty())
+        self._thread = threading.Thread(target=self._read, name="record-metrics", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            for message in self._call:
+                with self._changed:
+                    self._received.append((message.argusWatcher, message.event, message.nodeName))
+                    self._changed.notify_all()
+        except grpc.RpcError:
+            pass  # cancelled by close(), or the daemon has gone, which the next rpc tells
+
+    def count(self, watcher: str) -> int:
+        """How many messages about one watcher have come since the start."""
+        with self._changed:
+            return sum(1 for metric in self._received if metric[0] == watcher)
+
+    def wait_for(self, watcher: str, count: int, timeout_s: float) -> bool:
+        """Wait until that many messages about ``watcher`` have come; False when they do not come in time."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: sum(1 for metric in self._received if metric[0] == watcher) >= count, timeout_s
+            )
+
+    def take(self, expected: Counter[Metric]) -> Counter[Metric]:
+        """The messages since the last call, apart from the sentinel's, once they are as expected or time is over."""
+
+        def new() -> Counter[Metric]:
+            return Counter(metric for metric in self._received[self._taken :] if metric[0] != SENTINEL)
+
+        with self._changed:
+            self._changed.wait_for(lambda: new().total() >= expected.total(), WAIT_S)
+            taken = new()
+            self._taken = len(self._received)
+            return taken
+
+    def close(self) -> None:
+        """End the stream. May be called twice."""
+        self._call.cancel()
+        self._thread.join(WAIT_S)
+
+
+class Watching:
+    """A daemon with its stub, one metrics stream, and the sentinel's watch."""
+
+    def __init__(self, daemon: Daemon, sentinel: RuncContainer) -> None:
+        self.daemon = daemon
+        self.stub = argus_pb2_grpc.ArgusdStub(daemon.channel)
+        self.metrics = Metrics(self.stub)
+        self._folder = sentinel.rootfs / "sentinel"
+        self._folder.mkdir()
+        self._numbers = itertools.count()
+        self._seen_messages = 0
+        subject = argus_pb2.ArgusWatcherSubject(path=["/sentinel"], event=["create"])
+        self.stub.CreateWatch(
+            argus_pb2.ArgusdConfig(
+                name=SENTINEL,
+                nodeName=SENTINEL,
+                podName=SENTINEL,
+                cid=[sentinel.uri],
+                subject=[subject],
+                logFormat=f"{SENTINEL} {{file}}|",
+            ),
+            timeout=RPC_TIMEOUT_S,
+        )
+        self._wait_for_stream()
+        self._line = len(daemon.lines)
+
+    def _wait_for_stream(self) -> None:
+        # Nothing tells a client that its stream counts from now on, so files are made until one is counted.
+        for _ in range(100):
+            self._touch()
+            if self.metrics.wait_for(SENTINEL, 1, 0.05):
+                return
+        raise TimeoutError("no RecordMetrics message within 5 s")
+
+    def _touch(self) -> int:
+        number = next(self._numbers)
+        (self._folder / str(number)).touch()
+        return number
+
+    def take_lines(self) -> tuple[str, ...]:
+        """Every line since the last call, apart from the sentinel's, when all that was caused so far is out."""
+        wanted = f"I {SENTINEL} {self._touch()}|"
+        self.daemon.wait_for(lambda line: strip_prefix(line) == wanted, WAIT_S)
+        lines = [strip_prefix(line) for line in self.daemon.lines[self._line :]]
+        self._line += lines.index(wanted) + 1
+        return tuple(normalise(line) for line in lines[: lines.index(wanted)] if not line.startswith(f"I {SENTINEL} "))
+
+    def take_metrics(self, expected: Counter[Metric]) -> Counter[Metric]:
+        """Every metrics message since the last call, apart from the sentinel's."""
+        # Two files, one after the other has been counted: a count that was on its way with the first is out.
+        for _ in range(2):
+            count = self.metrics.count(SENTINEL)
+            self._touch()
+            if not self.metrics.wait_for(SENTINEL, count + 1, WAIT_S):
+                raise TimeoutError("the sentinel's metrics message did not come")
+        return self.metrics.take(expected)
+
+    def close(self) -> None:
+        """End the metrics stream; the daemon stays."""
+        self.metrics.close()
