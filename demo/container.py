@@ -188,7 +188,10 @@ class ProcessContainer(Container):
         # The shell enters the cgroup before it becomes unshare, so that all that follows is born in it.
         enter = ("/bin/sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(cgroup))
         unshare = ("unshare", "--mount", "--pid", "--fork", "--kill-child", f"--root={folder / 'rootfs'}", "--wd=/")
-        self._unshare = subprocess.Popen([*enter, *unshare, *INIT], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        with (folder / "unshare.log").open("wb") as log:
+            self._unshare = subprocess.Popen(
+                [*enter, *unshare, *INIT], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
+            )
         children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children")
         poller = select.poll()
         for _ in range(1000):
@@ -199,7 +202,7 @@ class ProcessContainer(Container):
             except OSError:
                 pass  # not there yet, or between fork and exec
             if self._unshare.poll() is not None:
-                raise ContainerError(f"unshare: exit {self._unshare.returncode}")
+                raise ContainerError(f"unshare: {(folder / 'unshare.log').read_text().strip()}")
             poller.poll(5)
         raise ContainerError("unshare started no process within 5 s")
 

@@ -61,7 +61,7 @@ class Replay:
             with pytest.raises(grpc.RpcError) as failure:
                 self._watching.stub.CreateWatch(request, timeout=RPC_TIMEOUT_S)
             assert failure.value.code().name == recording.status
-            assert request.cid[0].removeprefix("cri-o://") in failure.value.details()
+            assert request.cid[0].removeprefix("cri-o://") in str(failure.value.details())
         else:
             assert self._answer(self._create(request)) == self._with_real_pids(recording.response)
         lines = self._watching.take_lines()
@@ -102,7 +102,8 @@ class Replay:
                 return perform(self.containers[0].rootfs, operation)
 
     def _create(self, request: argus_pb2.ArgusdConfig) -> argus_pb2.ArgusdHandle:
-        return self._watching.stub.CreateWatch(request, timeout=RPC_TIMEOUT_S)
+        handle: argus_pb2.ArgusdHandle = self._watching.stub.CreateWatch(request, timeout=RPC_TIMEOUT_S)
+        return handle
 
     def _request(self, recording: Recording, subjects: list[dict[str, Any]] | None = None) -> argus_pb2.ArgusdConfig:
         fields = dict(recording.request, cid=[box.uri_as("cri-o") for box in self.containers])

@@ -1,8 +1,8 @@
 """A running daemon as the tests see it: its lines, its metrics, and a sentinel that tells when an operation is over.
 
 The daemon reads all its watches from one kernel queue, in order. So a file made in the sentinel's own container after
-an operation is reported after everything that the operation caused: once its line is out, all lines are out. Counts travel
-apart from lines, per key and in no promised order among keys, so they are waited for by value.
+an operation is reported after everything that the operation caused: once its line is out, all lines are out. Counts
+travel apart from lines, per key and in no promised order among keys, so they are waited for by value.
 """
 
 from __future__ import annotations

@@ -1,0 +1,11 @@
+"""`make demo`: run from anywhere, as root, with the project's Python."""
+
+import importlib
+import sys
+from pathlib import Path
+
+# As a script this file's own folder is what Python searches; the packages are one level up.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+if __name__ == "__main__":
+    sys.exit(importlib.import_module("demo.story").main())
