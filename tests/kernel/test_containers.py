@@ -1,0 +1,440 @@
+"""Which process stands for a container, with real processes in real cgroups and pid namespaces."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from argusd.containers import AmbiguousId, Container, find, open_pid
+
+TIMEOUT_S = 20.0
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+FORMS = [
+    "docker/{id}",
+    "kubepods/burstable/pod3f1d0c52-8a52-4b1e-9d4e-1d2f3a4b5c6d/{id}",
+    "system.slice/docker-{id}.scope",
+    "kubepods.slice/kubepods-pod1.slice/cri-containerd-{id}.scope",
+    "kubepods.slice/crio-{id}.scope",
+    "kubepods/besteffort/pod1/crio-{id}",
+    "kubepods-pod1.slice:cri-containerd:{id}",
+    "machine.slice/libpod-{id}.scope/container",
+    "libpod_parent/libpod-{id}",
+]
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for ``condition`` as long as a slow machine may take."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"never: {what}"
+        threading.Event().wait(0.005)
+
+
+def new_id() -> str:
+    """Return a full container id that nobody has."""
+    return secrets.token_hex(32)
+
+
+def mount_point(version: str) -> Path | None:
+    """Where cgroup v2, or some hierarchy of v1, is mounted for us to write to."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, point, kind, options, *_ = line.split()
+        named = kind == "cgroup" and "name=" in options
+        if (kind == "cgroup2" if version == "v2" else named) and os.access(point, os.W_OK):
+            return Path(point)
+    return None
+
+
+class Cgroups:
+    """A folder of cgroups of our own, and the processes that were put there."""
+
+    def __init__(self, top: Path) -> None:
+        """``top`` must not exist; :meth:`remove` takes it away with everything in it."""
+        self.top = top
+        self.top.mkdir()
+        self._started: list[subprocess.Popen[str]] = []
+
+    def make(self, path: str) -> Path:
+        """Make a cgroup; ``path`` is below our folder."""
+        folder = self.top / path
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def start(self, folder: Path, *wrapper: str, script: str = "") -> subprocess.Popen[str]:
+        """Start a shell in a cgroup, through ``wrapper`` if any; it runs ``script``, says so and waits."""
+        inner = f"{script}\necho ready\nread x"
+        command = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(folder), *wrapper, "sh", "-c", inner]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    def start_later(self, than: int, folder: Path, *wrapper: str, script: str = "") -> subprocess.Popen[str]:
+        """Start a shell whose start time differs from that of the process ``than``."""
+        until(lambda: time.clock_gettime(time.CLOCK_BOOTTIME) > (start_time(than) + 2) * TICK_S, "the next tick")
+        return self.start(folder, *wrapper, script=script)
+
+    def start_init(self, folder: Path) -> int:
+        """Start process 1 of a new pid namespace; its parent outside of it is in the cgroup, too, and older."""
+        parent = self.start(folder, "unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+        return child_of(parent.pid)
+
+    def remove(self) -> None:
+        """End the processes and remove the folders."""
+        for process in self._started:
+            process.kill()
+            process.communicate()
+        for folder, _, _ in os.walk(self.top, topdown=False):
+            until(lambda folder=folder: removed(Path(folder)), f"{folder} is empty")  # type: ignore[misc]  # of any type
+
+
+def removed(folder: Path) -> bool:
+    """Remove a cgroup if its last process has gone."""
+    try:
+        folder.rmdir()
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
+
+
+def stat_fields(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the third on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def start_time(pid: int) -> int:
+    """Return when a process started, in ticks."""
+    return int(stat_fields(pid)[19])
+
+
+def child_of(pid: int) -> int:
+    """Return the one child of a process."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
+
+
+@pytest.fixture(params=["v1", "v2"])
+def cgroups(request: pytest.FixtureRequest) -> Iterator[Cgroups]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root for cgroups and pid namespaces")
+    top = mount_point(request.param)
+    if top is None:
+        pytest.skip(f"no cgroup {request.param} hierarchy is mounted that we may write to")
+    groups = Cgroups(top / f"argusd-test-{secrets.token_hex(4)}")
+    try:
+        yield groups
+    finally:
+        groups.remove()
+
+
+def descriptors() -> set[str]:
+    """Return our open descriptors, but for that of the listing."""
+    return {link.name for link in Path("/proc/self/fd").iterdir() if link.exists() or link.is_symlink()}
+
+
+def found_pid(full: str) -> int | None:
+    """Return the pid that stands for a container."""
+    containers_by_id = find([full])
+    for container in containers_by_id.values():
+        container.close()
+    return containers_by_id[full].pid if full in containers_by_id else None
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_name_that_a_runtime_gives_to_a_cgroup(cgroups: Cgroups, form: str) -> None:
+    full = new_id()
+    process = cgroups.start(cgroups.make(form.format(id=full)))
+    found = find([full])
+    assert found == {full: Container(full, process.pid, start_time(process.pid), -1)}
+    assert found[full].alive()
+    assert not os.get_inheritable(found[full].pidfd)
+    found[full].close()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "crio-conmon-{id}.scope",
+        "libpod-conmon-{id}.scope",
+        "conmon-{id}",
+        "pod{id}",
+        "docker-{id}.mount",
+        "x{id}",
+        "{id}0",
+    ],
+)
+def test_what_only_looks_like_a_container(cgroups: Cgroups, form: str) -> None:
+    full = new_id()
+    cgroups.start(cgroups.make(form.format(id=full)))
+    assert find([full]) == {}
+
+
+def test_all_ids_in_one_call(cgroups: Cgroups) -> None:
+    ids = [new_id() for _ in range(3)]
+    pids = {full: cgroups.start(cgroups.make(f"docker/{full}")).pid for full in ids}
+    absent = new_id()
+    found = find([ids[2], absent, ids[0], ids[1]])
+    assert list(found) == [ids[2], ids[0], ids[1]]
+    assert {full: container.pid for full, container in found.items()} == pids
+    for container in found.values():
+        container.close()
+
+
+def test_a_unique_beginning_of_an_id_is_enough(cgroups: Cgroups) -> None:
+    full = new_id()
+    pid = cgroups.start(cgroups.make(f"docker/{full}")).pid
+    found = find([full[:12], full[:40], full])
+    assert {short: (container.id, container.pid) for short, container in found.items()} == dict.fromkeys(
+        [full[:12], full[:40], full], (full, pid)
+    )
+    assert len({container.pidfd for container in found.values()}) == 1
+    for container in found.values():
+        container.close()
+
+
+def test_a_beginning_that_two_ids_share_is_refused(cgroups: Cgroups) -> None:
+    first = new_id()
+    second = first[:12] + secrets.token_hex(26)
+    for full in (first, second):
+        cgroups.start(cgroups.make(f"docker/{full}"))
+    before = descriptors()
+    with pytest.raises(AmbiguousId, match=f"container id {first[:12]} is not unique: ") as caught:
+        find([first, first[:12]])
+    assert caught.value.full == tuple(sorted([first, second]))
+    assert descriptors() == before
+    assert found_pid(first) is not None
+
+
+def test_an_id_that_begins_another_is_itself(cgroups: Cgroups) -> None:
+    short = secrets.token_hex(8)
+    pid = cgroups.start(cgroups.make(f"docker/{short}")).pid
+    cgroups.start(cgroups.make(f"docker/{short}ff"))
+    assert found_pid(short) == pid
+
+
+def test_init_is_process_1_of_its_namespace_though_others_are_older(cgroups: Cgroups) -> None:
+    full = new_id()
+    folder = cgroups.make(f"docker/{full}")
+    older = cgroups.start(folder)
+    init = cgroups.start_init(folder)
+    assert older.pid < init
+    assert found_pid(full) == init
+
+
+def test_an_exec_is_not_init(cgroups: Cgroups) -> None:
+    full = new_id()
+    folder = cgroups.make(f"docker/{full}")
+    init = cgroups.start_init(folder)
+    cgroups.start(folder, "nsenter", "--target", str(init), "--pid", "--mount")
+    assert found_pid(full) == init
+
+
+def test_a_container_inside_the_container_is_not_init(cgroups: Cgroups) -> None:
+    outer, inner = new_id(), new_id()
+    folder = cgroups.make(f"docker/{outer}")
+    init = cgroups.start_init(folder)
+    nested = cgroups.start(
+        cgroups.make(f"docker/{outer}/docker/{inner}"),
+        "nsenter", "--target", str(init), "--pid", "--mount", "unshare", "--pid", "--fork", "--kill-child",
+    )  # fmt: skip
+    assert found_pid(outer) == init
+    assert found_pid(inner) == child_of(child_of(nested.pid))
+
+
+def test_without_a_pid_namespace_the_oldest_is_init(cgroups: Cgroups) -> None:
+    full = new_id()
+    folder = cgroups.make(f"docker/{full}")
+    init = cgroups.start(folder)
+    cgroups.start_later(init.pid, folder)
+    assert found_pid(full) == init.pid
+
+
+def test_a_cgroup_that_a_container_names_after_another_does_not_take_its_place(cgroups: Cgroups) -> None:
+    victim, hostile = new_id(), new_id()
+    early = cgroups.start_init(cgroups.make(f"docker/{hostile}/{victim}"))
+    assert found_pid(victim) == early  # as for a container in a container
+    init = cgroups.start_init(cgroups.make(f"docker/{victim}"))
+    assert found_pid(victim) == init
+
+
+def test_a_zombie_is_no_container(cgroups: Cgroups) -> None:
+    full = new_id()
+    folder = cgroups.make(f"docker/{full}")
+    zombie = cgroups.start(folder)
+    held = find([full])[full]
+    assert held.alive()
+    os.kill(zombie.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    assert stat_fields(zombie.pid)[0] == "Z"
+    assert not held.alive()
+    held.close()
+    assert find([full]) == {}
+    with pytest.raises(ProcessLookupError):
+        open_pid(zombie.pid)
+    living = cgroups.start_later(zombie.pid, folder)
+    assert found_pid(full) == living.pid
+
+
+@pytest.mark.parametrize("name", [") Z 1 (", "a b)\n1 Z", ")))) ((", "(", "\\n", "\nNSpid:\t1\n"])
+def test_a_process_may_call_itself_anything(cgroups: Cgroups, name: str) -> None:
+    full = new_id()
+    folder = cgroups.make(f"docker/{full}")
+    escaped = "".join(f"\\{ord(character):03o}" for character in name)
+    rename = f"printf '{escaped}' > /proc/$$/comm"
+    init = cgroups.start(folder, script=rename)
+    assert Path(f"/proc/{init.pid}/comm").read_text()[:-1] == name[:15]
+    cgroups.start_later(init.pid, folder, script=rename)
+    found = find([full])[full]
+    assert (found.pid, found.start_time) == (init.pid, start_time(init.pid))
+    found.close()
+
+
+def test_a_process_that_was_replaced_while_we_looked_is_looked_for_again(
+    cgroups: Cgroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = new_id()
+    folder = cgroups.make(f"docker/{full}")
+    first = cgroups.start(folder)
+    second = cgroups.start_later(first.pid, folder)
+    opened: list[int] = []
+    real = os.pidfd_open
+
+    def leave_first(pid: int, flags: int = 0) -> int:
+        if not opened:
+            (cgroups.top / "cgroup.procs").write_text(str(first.pid))
+        opened.append(pid)
+        return real(pid, flags)
+
+    monkeypatch.setattr(os, "pidfd_open", leave_first)
+    before = len(descriptors())
+    assert found_pid(full) == second.pid
+    assert opened == [first.pid, second.pid]
+    assert len(descriptors()) == before
+
+
+def test_processes_come_and_go_while_we_look(cgroups: Cgroups) -> None:
+    full = new_id()
+    folder = cgroups.make(f"docker/{full}")
+    init = cgroups.start_init(folder)
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            subprocess.run(["sh", "-c", 'echo $$ > "$0/cgroup.procs"', folder], check=True)
+
+    thread = threading.Thread(target=churn, name="churn")
+    thread.start()
+    try:
+        assert {found_pid(full) for _ in range(100)} == {init}
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_from_a_private_cgroup_namespace(cgroups: Cgroups) -> None:
+    full = new_id()
+    init = cgroups.start(cgroups.make(f"kubepods/pod1/{full}"))
+    program = f"from argusd.containers import find; print(find(['{full}'])['{full}'].pid)"
+    daemon = subprocess.run(
+        ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec unshare --cgroup "$@"',
+         str(cgroups.make("kubepods/pod2/argusd")), sys.executable, "-c", program],
+        check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert int(daemon.stdout) == init.pid
+
+
+def test_nothing_leaks(cgroups: Cgroups) -> None:
+    full = new_id()
+    cgroups.start(cgroups.make(f"docker/{full}"))
+    before = descriptors()
+    for _ in range(100):
+        found_pid(full)
+        open_pid(os.getpid()).close()
+    assert descriptors() == before
+
+
+def test_a_pid_stands_for_itself() -> None:
+    container = open_pid(os.getpid())
+    assert (container.id, container.pid, container.start_time) == ("", os.getpid(), start_time(os.getpid()))
+    assert container.alive()
+    container.close()
+    container.close()
+    assert container.pidfd == -1
+    with pytest.raises(ValueError, match="closed"):
+        container.alive()
+
+
+def test_the_end_of_a_process_is_seen() -> None:
+    process = subprocess.Popen(["sleep", "infinity"])
+    container = open_pid(process.pid)
+    assert container.alive()
+    process.kill()
+    assert select.select([container.pidfd], [], [], TIMEOUT_S)[0]
+    assert not container.alive()
+    process.wait()
+    assert not container.alive()
+    container.close()
+
+
+def test_no_such_process() -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    for pid in (process.pid, 0, -1):
+        with pytest.raises(ProcessLookupError, match=f"no process {pid}"):
+            open_pid(pid)
+
+
+def test_a_thread_is_no_process() -> None:
+    ready, done = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        ready.set()
+        done.wait()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    try:
+        ready.wait()
+        assert thread.native_id is not None
+        with pytest.raises(ProcessLookupError):
+            open_pid(thread.native_id)
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
+def test_a_kernel_without_pidfds_is_named(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(_pid: int, _flags: int = 0) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with pytest.raises(OSError, match="pidfd_open") as caught:
+        open_pid(os.getpid())
+    assert caught.value.errno == number
+
+
+@pytest.mark.parametrize("short", ["", "0" * 11, "0" * 65, "A" * 12, "docker://" + "0" * 64, "../" + "0" * 12])
+def test_what_is_no_id(short: str) -> None:
+    with pytest.raises(ValueError, match="is no container id"):
+        find([short])
+
+
+def test_nothing_to_find() -> None:
+    assert find([]) == {}
+    assert find([new_id()]) == {}
