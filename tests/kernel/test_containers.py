@@ -256,6 +256,17 @@ def test_a_container_inside_the_container_is_not_init(cgroups: Cgroups) -> None:
     assert found_pid(inner) == child_of(child_of(nested.pid))
 
 
+def test_init_is_the_outermost_process_1_though_an_inner_one_is_older(cgroups: Cgroups) -> None:
+    full = new_id()
+    folder = cgroups.make(f"docker/{full}")
+    unshare = ("unshare", "--pid", "--fork", "--kill-child")
+    parent = cgroups.start(cgroups.make("elsewhere"), *unshare, *unshare, script=f"echo 0 > {folder}/cgroup.procs")
+    inner = child_of(child_of(parent.pid))
+    assert found_pid(full) == inner
+    outer = child_of(cgroups.start_later(inner, folder, *unshare).pid)
+    assert found_pid(full) == outer
+
+
 def test_without_a_pid_namespace_the_oldest_is_init(cgroups: Cgroups) -> None:
     full = new_id()
     folder = cgroups.make(f"docker/{full}")
