@@ -1,0 +1,139 @@
+"""The gRPC server: its address, health, reflection; what it serves is given to it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["AddressError", "Server", "Service"]
+
+logger = logging.getLogger("argusd.server")
+
+_OPTIONS: Final = (
+    ("grpc.so_reuseport", 0),  # two daemons on one port would share the calls between them, unseen
+    # A client that vanished (node lost, cable cut) must not keep its stream for ever; none is ended for its age.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Controllers ping idle streams; the library's default answers more than one ping in 5 minutes with GOAWAY.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
+_ANY_IPV6: Final = "[::]"
+_ANY_IPV4: Final = "0.0.0.0"  # noqa: S104  (the documented fall-back where IPv6 is off)
+
+
+class AddressError(Exception):
+    """The server cannot listen; ``str()`` names the address and the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service's full name and the handler of its methods."""
+
+    name: str
+    handler: grpc.GenericRpcHandler
+
+
+class Server:
+    """One grpc.aio server. Make it, and use it, inside the running event loop."""
+
+    def __init__(self, services: Sequence[Service], *, with_reflection: bool) -> None:
+        """Prepare a server for ``services``; nothing is bound yet."""
+        self._names = ("", *(service.name for service in services))
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(options=_OPTIONS)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        for service in services:
+            self._server.add_generic_rpc_handlers((service.handler,))
+        if with_reflection:
+            names = (*(service.name for service in services), health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+
+    async def start(self, address: str, credentials: grpc.ServerCredentials | None) -> str:
+        """Listen and serve; returns the address with the port that was bound. Raises AddressError."""
+        address = usable_address(address)
+        try:
+            if credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, credentials)
+        except RuntimeError as error:  # lost a race for the port after the check, or an address only grpc refuses
+            raise AddressError(f"Cannot listen on {address}: {error}") from error
+        for name in self._names:
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self._server.start()
+        return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+    async def stop(self, grace_s: float) -> None:
+        """Report NOT_SERVING, refuse new calls, give those that run ``grace_s``, then cancel them."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+
+def usable_address(address: str) -> str:
+    """Check that ``address`` can be bound now, since grpc hides the reason why not; ``[::]`` may become ``0.0.0.0``.
+
+    Raises AddressError.
+    """
+    try:
+        if address.startswith("unix:"):
+            _try_unix(address.removeprefix("unix:").removeprefix("//"))
+            return address
+        host, _, port = address.rpartition(":")
+        host = host or _ANY_IPV6
+        if host == _ANY_IPV6 and not _ipv6_works():
+            host = _ANY_IPV4
+        _try_tcp(host.removeprefix("[").removesuffix("]"), int(port))
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+        raise AddressError(f"Cannot listen on {address}: {reason}") from error
+    return f"{host}:{port}"
+
+
+def _ipv6_works() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
+
+
+def _try_tcp(host: str, port: int) -> None:
+    """Bind and listen as grpc will; raises OSError (gaierror for a name that does not resolve)."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, kind, protocol, _, target in found:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            probe.bind(target)
+            probe.listen()
+
+
+def _try_unix(path: str) -> None:
+    """Raise OSError where another server answers on ``path``: grpc would take its socket file away unasked."""
+    try:
+        mode = Path(path).lstat().st_mode
+    except FileNotFoundError:
+        Path(path).parent.stat()  # a folder that is missing is an error, a missing file is what we want
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK), path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(ConnectionRefusedError):
+        probe.connect(path)
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path)
