@@ -1,0 +1,89 @@
+"""The scratch image as a node's agent: host PID namespace, default capabilities with SYS_PTRACE and SYS_ADMIN."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import grpc
+import pytest
+
+from argusd.proto import argus_pb2
+from demo.daemon import free_port
+from tests.e2e.client import SERVING, START_TIMEOUT_S, create_watch, first_message, health
+from tests.e2e.place import Place
+from tests.e2e.runtimes import Docker
+
+PROJECT: Final = Path(__file__).resolve().parents[2]
+SIZE_LIMIT_BYTES: Final = 45_000_000
+NODE_AGENT: Final = (
+    "--pid=host",
+    "--cap-add=SYS_PTRACE",
+    "--cap-add=SYS_ADMIN",
+    "--volume=/sys/fs/cgroup:/sys/fs/cgroup:ro",
+)
+
+
+def missing() -> str:
+    """Why the image cannot be built and run here, in words for a skip; empty when it can."""
+    absent = [program for program in ("buildah", "debootstrap") if shutil.which(program) is None]
+    return Docker.missing() or (f"needs {', '.join(absent)}" if absent else "")
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing()), reason=missing() or "the image can be built and run here"),
+    pytest.mark.timeout(900),  # the first test builds the image, and the builder's image where no registry is in reach
+]
+
+
+@pytest.fixture(scope="module")
+def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
+    with Place(tmp_path_factory.mktemp("image")) as place, Docker(place) as runtime:
+        yield runtime
+
+
+@pytest.fixture(scope="module")
+def image(docker: Docker) -> str:
+    subprocess.run(["make", "-C", PROJECT, "image"], check=True, stdin=subprocess.DEVNULL)
+    loaded = docker._docker("load", "--quiet", f"--input={PROJECT / 'build' / 'argusd-image.tar'}")
+    return loaded.removeprefix("Loaded image:").strip()
+
+
+def test_is_small_and_holds_one_file(docker: Docker, image: str, tmp_path: Path) -> None:
+    assert int(docker._docker("image", "inspect", "--format={{.Size}}", image)) < SIZE_LIMIT_BYTES
+    container = docker._docker("create", image)
+    docker._docker("cp", f"{container}:/", str(tmp_path / "root"))
+    docker._docker("rm", container)
+    # The runtime adds its own mount points and files.
+    runtime = {".dockerenv", "dev", "etc", "proc", "sys"}
+    assert {path.name for path in (tmp_path / "root").iterdir()} - runtime == {"argusd", "tmp"}
+
+
+def test_serves_and_watches_another_container(docker: Docker, image: str, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    agent = docker._docker("run", "--detach", "--network=host", *NODE_AGENT, image, "/argusd", f"-address={address}")
+    try:
+        with grpc.insecure_channel(address) as channel:
+            grpc.channel_ready_future(channel).result(START_TIMEOUT_S)
+            assert health(channel) == SERVING
+
+            box = docker.run()
+            subject = argus_pb2.ArgusWatcherSubject(path=["/root"], event=["create"])
+            config = argus_pb2.ArgusdConfig(
+                name="w", nodeName="n", podName="p", cid=[docker.uri(box)], subject=[subject]
+            )
+            assert list(create_watch(channel, config).pid) == [docker.pid(box)]
+            message = first_message(channel, lambda name: docker.exec(box, "touch", f"/root/{name}"))
+            assert (message.argusWatcher, message.event, message.nodeName) == ("w", "create", "n")
+            docker.remove(box)
+        docker._docker("stop", agent)
+        assert docker._docker("inspect", "--format={{.State.ExitCode}}", agent) == "0"
+        docker._docker("cp", f"{agent}:/tmp", str(tmp_path / "left"))
+        assert {path.name for path in (tmp_path / "left").iterdir()} == {"argusd.INFO"}
+        assert "CREATE file '/root/0' (p:n)" in (tmp_path / "left" / "argusd.INFO").read_text()
+    finally:
+        docker._docker("rm", "--force", agent)
