@@ -30,7 +30,7 @@ test: native ## run all tests: real kernel, real gRPC, real container runtimes (
 	@$(VENV)/bin/pytest tests
 
 .PHONY: build
-build: dist/argusd ## make dist/argusd, one file that runs on any x86-64 or arm64 Linux
+build: dist/argusd ## make dist/argusd, one file that runs on any Linux of this architecture
 
 .PHONY: lint
 lint: $(STAMPS)/venv ## ruff and cython-lint
@@ -72,7 +72,7 @@ $(STAMPS)/venv: constraints.txt
 
 $(STAMPS)/native: $(STAMPS)/venv $(NATIVE_SOURCES)
 	@echo "Building the extensions"
-	@$(PY) setup.py --quiet build_ext --inplace
+	@$(PY) setup.py --quiet build_ext --inplace --parallel 2
 	@touch $@
 
 dist/argusd: $(STAMPS)/native $(PROGRAM_SOURCES)
