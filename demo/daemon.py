@@ -1,9 +1,8 @@
 """The daemon as a child process whose log is read line by line."""
 
-import contextlib
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,8 +13,8 @@ from typing import Final, Self
 import grpc
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
+LISTENING: Final = re.compile(r"Server listening on (\S+)")
 START_TIMEOUT_S: Final = 10.0
-START_STEP_S: Final = 0.1
 STOP_TIMEOUT_S: Final = 10.0
 
 
@@ -29,12 +28,13 @@ class Daemon:
     def __init__(self, on_line: Callable[[str], None]) -> None:
         self._on_line = on_line
         self._lines: list[str] = []
-        self.address = f"127.0.0.1:{free_port()}"
-        self.channel = grpc.insecure_channel(self.address)
+        self._settled = threading.Event()
+        """Set when the daemon listens, or has ended without."""
+        self.address = ""
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "argusd", f"-address={self.address}", "-log=text", "-log_dir="],
+            [sys.executable, "-m", "argusd", "-address=127.0.0.1:0", "-log=text", "-log_dir="],
             cwd=PROJECT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -44,11 +44,16 @@ class Daemon:
         )
         self._reader = threading.Thread(target=self._read, name="daemon-log", daemon=True)
         self._reader.start()
-        self._wait_until_serving()
+        self._settled.wait(START_TIMEOUT_S)
+        if not self.address:
+            self._end_at_once()
+            raise DaemonError("the daemon did not start; its last words:\n" + "\n".join(self._lines or ["(none)"]))
+        self.channel = grpc.insecure_channel(self.address)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.kill()
+        self.channel.close()
+        self._end_at_once()
 
     @property
     def pid(self) -> int:
@@ -67,37 +72,19 @@ class Daemon:
         if code != os.EX_OK:
             raise DaemonError(f"the daemon ended with exit code {code}")
 
-    def kill(self) -> None:
-        """Make sure that nothing is left running. May be called twice, and after :meth:`stop`."""
-        self.channel.close()
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+    def _end_at_once(self) -> None:
+        self._process.kill()  # does nothing to a process that has been waited for
         self._process.wait()
         self._reader.join()
-
-    def _wait_until_serving(self) -> None:
-        ready = grpc.channel_ready_future(self.channel)
-        for _ in range(int(START_TIMEOUT_S / START_STEP_S)):
-            with contextlib.suppress(grpc.FutureTimeoutError):
-                ready.result(START_STEP_S)
-                return
-            if self._process.poll() is not None:
-                break
-        self.kill()
-        raise DaemonError("the daemon did not start; its last words:\n" + "\n".join(self._lines or ["(none)"]))
 
     def _read(self) -> None:
         if self._process.stderr is None:
             return
         with self._process.stderr as log:
-            for line in log:
-                self._lines.append(line.rstrip("\n"))
-                self._on_line(line.rstrip("\n"))
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+            for line in map(str.rstrip, log):
+                self._lines.append(line)
+                self._on_line(line)
+                if not self.address and (match := LISTENING.search(line)):
+                    self.address = match[1]
+                    self._settled.set()
+        self._settled.set()

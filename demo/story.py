@@ -115,13 +115,11 @@ def _tell(terminal: Terminal, stack: contextlib.ExitStack) -> None:
     terminal.detail(f"pid {daemon.pid}, serves gRPC on {daemon.address}")
 
     terminal.heading("RecordMetrics and CreateWatch, as the controller calls them")
-    # The stream first: it counts from the moment the daemon has it, which is before the next call is answered.
     stream = stub.RecordMetrics(argus_pb2.Empty())
     stack.callback(stream.cancel)
+    stream.initial_metadata()  # comes when the daemon has the stream: it counts from here on
     follower = threading.Thread(target=seen.follow, args=(stream,), name="metrics", daemon=True)
     follower.start()
-    if list(stub.GetWatchState(argus_pb2.Empty(), timeout=RPC_TIMEOUT_S)):
-        raise DemoError("GetWatchState names a watch before there is one")
     handle = stub.CreateWatch(_watch(container), timeout=RPC_TIMEOUT_S)
     if list(handle.pid) != [container.pid]:
         raise DemoError(f"the handle names pids {list(handle.pid)}, the container's init is {container.pid}")

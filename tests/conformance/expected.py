@@ -47,7 +47,6 @@ OVERRIDES: Final[dict[str, Override]] = {
     "logformat_11": MALFORMED,
     "cid_unknown": Override(
         reason="A container that cannot be found is an error that names it, not a success that watches nothing.",
-        created=(),
         operations={1: ()},
         results={0: []},
         status="NOT_FOUND",

@@ -7,17 +7,16 @@ travel apart from lines, per key and in no promised order among keys, so they ar
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections import Counter
 from typing import Final
 
 import grpc
-from tests.daemon import Daemon
 
 from argusd.proto import argus_pb2, argus_pb2_grpc
 from tests.conformance.scenarios import normalise, strip_prefix
 from tests.containers import RuncContainer
+from tests.daemon import Daemon
 
 SENTINEL: Final = "sentinel"
 RPC_TIMEOUT_S: Final = 5.0
@@ -34,6 +33,7 @@ class Metrics:
         self._received: list[Metric] = []
         self._taken = 0
         self._call = stub.RecordMetrics(argus_pb2.Empty())
+        self._call.initial_metadata()  # comes when the daemon has the stream: it counts from here on
         self._thread = threading.Thread(target=self._read, name="record-metrics", daemon=True)
         self._thread.start()
 
@@ -45,11 +45,6 @@ class Metrics:
                     self._changed.notify_all()
         except grpc.RpcError:
             pass  # cancelled by close(), or the daemon has gone, which the next rpc tells
-
-    def count(self, watcher: str) -> int:
-        """How many messages about one watcher have come since the start."""
-        with self._changed:
-            return sum(1 for metric in self._received if metric[0] == watcher)
 
     def wait_for(self, watcher: str, count: int, timeout_s: float) -> bool:
         """Wait until that many messages about ``watcher`` have come; False when they do not come in time."""
@@ -81,12 +76,11 @@ class Watching:
 
     def __init__(self, daemon: Daemon, sentinel: RuncContainer) -> None:
         self.daemon = daemon
-        self.stub = argus_pb2_grpc.ArgusdStub(daemon.channel)
+        self.stub = daemon.stub
         self.metrics = Metrics(self.stub)
         self._folder = sentinel.rootfs / "sentinel"
         self._folder.mkdir()
-        self._numbers = itertools.count()
-        self._seen_messages = 0
+        self._touched = 0
         subject = argus_pb2.ArgusWatcherSubject(path=["/sentinel"], event=["create"])
         self.stub.CreateWatch(
             argus_pb2.ArgusdConfig(
@@ -99,21 +93,12 @@ class Watching:
             ),
             timeout=RPC_TIMEOUT_S,
         )
-        self._wait_for_stream()
         self._line = len(daemon.lines)
 
-    def _wait_for_stream(self) -> None:
-        # Nothing tells a client that its stream counts from now on, so files are made until one is counted.
-        for _ in range(100):
-            self._touch()
-            if self.metrics.wait_for(SENTINEL, 1, 0.05):
-                return
-        raise TimeoutError("no RecordMetrics message within 5 s")
-
     def _touch(self) -> int:
-        number = next(self._numbers)
-        (self._folder / str(number)).touch()
-        return number
+        self._touched += 1
+        (self._folder / str(self._touched)).touch()
+        return self._touched
 
     def take_lines(self) -> tuple[str, ...]:
         """Every line since the last call, apart from the sentinel's, when all that was caused so far is out."""
@@ -125,11 +110,9 @@ class Watching:
 
     def take_metrics(self, expected: Counter[Metric]) -> Counter[Metric]:
         """Every metrics message since the last call, apart from the sentinel's."""
-        # Two files, one after the other has been counted: a count that was on its way with the first is out.
+        # Two files, the second made when the first has been counted: what was on its way with the first is out.
         for _ in range(2):
-            count = self.metrics.count(SENTINEL)
-            self._touch()
-            if not self.metrics.wait_for(SENTINEL, count + 1, WAIT_S):
+            if not self.metrics.wait_for(SENTINEL, self._touch(), WAIT_S):
                 raise TimeoutError("the sentinel's metrics message did not come")
         return self.metrics.take(expected)
 

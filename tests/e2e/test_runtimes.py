@@ -49,13 +49,13 @@ def test_files_of_a_container_are_reported_in_order(runtime: Runtime, daemon: Da
     handle = watch(daemon, runtime.uri(container))
     assert (handle.nodeName, handle.podName, list(handle.pid)) == ("node1", "pod1", [runtime.pid(container)])
 
-    runtime.exec(container, "sh", "-c", "echo a >/data/x; echo b >>/data/x; mv /data/x /data/y; mkdir /data/d")
+    runtime.exec(container, "sh", "-c", "echo a >/data/x; mv /data/x /data/y; echo b >>/data/y; mkdir /data/d")
     expected = [
         ("CREATE", "file", "/data/x"),
         ("MODIFY", "file", "/data/x"),
-        ("MODIFY", "file", "/data/x"),
         ("MOVED_FROM", "file", "/data/x"),
         ("MOVED_TO", "file", "/data/y"),
+        ("MODIFY", "file", "/data/y"),
         ("CREATE", "directory", "/data/d"),
     ]
     wait_for_events(daemon, expected)
