@@ -71,6 +71,7 @@ cdef extern from "<sys/stat.h>" nogil:
     int S_ISDIR(unsigned int mode)
     int S_ISREG(unsigned int mode)
     int fstat(int fd, stat_t *status)
+    int fchmod(int fd, unsigned int mode)
     int AT_SYMLINK_NOFOLLOW
     int fstatat(int dirfd, const char *path, stat_t *status, int flags)
 

@@ -1,0 +1,731 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""From kernel events to lines and counts: the reader thread.
+
+Facts about inotify events that shape this file:
+
+* Events of one instance come in the order in which they happened, for all its watches together.
+* A rename makes IN_MOVED_FROM, IN_MOVED_TO (both with one cookie, other events may come between) and then IN_MOVE_SELF
+  on what was moved. So a directory's IN_MOVE_SELF settles the matter: if its IN_MOVED_TO has not come by then, it was
+  moved out of everything that is watched.
+* RENAME_EXCHANGE is two such renames, one after the other; at the second name stands, for a moment, what was moved
+  there first.
+* rmdir makes IN_DELETE_SELF and IN_IGNORED on the directory, then IN_DELETE in the parent; when somebody still has the
+  directory open, IN_DELETE comes first and the others when it is closed.
+* An identical event right behind the last one is merged into it by the kernel.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy, memset, strlen, strncmp
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
+
+from argusd._output cimport STYLE_COLOUR, STYLE_JSON, sink_append
+from argusd._records cimport (
+    FIELD_EVENT,
+    FIELD_FILE,
+    FIELD_FTYPE,
+    FIELD_PATH,
+    FIELD_SEP,
+    FIELDS,
+    Text,
+    buffer_add,
+    buffer_free,
+    json_into,
+    message_into,
+    sanitize_into,
+    stamp_set,
+    text_into,
+)
+from argusd._tree cimport (
+    DEPTH_MAX,
+    NODE_CREATED,
+    NODE_DISPLACED,
+    NODE_LIMBO,
+    NODE_MOVED,
+    NODE_WINDOW,
+    NOISY,
+    NOTICE_OVERFLOW,
+    OVERFLOW_INDEX,
+    Limbo,
+    Name,
+    Retry,
+    Root,
+    Subscription,
+    WdEntry,
+    Window,
+    core_lock_first,
+    core_unlock_first,
+    fence_place,
+    fence_reset,
+    is_ignored,
+    job_push,
+    node_depth,
+    node_find,
+    node_free_tree,
+    node_is,
+    node_move,
+    node_new,
+    node_next,
+    node_path,
+    node_unindex,
+    notice_push,
+    wd_find,
+    wd_forget,
+)
+from argusd._walk cimport place_open
+from argusd._window cimport echo_drop, echoes_expire, window_add, window_find, window_free, window_name
+from argusd.includes.linux cimport (
+    IN_CREATE,
+    IN_DELETE,
+    IN_IGNORED,
+    IN_ISDIR,
+    IN_MOVE_SELF,
+    IN_MOVED_FROM,
+    IN_MOVED_TO,
+    IN_Q_OVERFLOW,
+    POLLIN,
+    PRIO_PROCESS,
+    SYS_gettid,
+    close,
+    inotify_event,
+    poll,
+    pollfd,
+    read,
+    readlink,
+    setpriority,
+    syscall,
+    usleep,
+    write,
+)
+from argusd.includes.pthread cimport add_u64, load_int, swap_int
+
+cdef extern from * nogil:
+    int lowest_bit "__builtin_ctz"(unsigned int value)
+
+cdef enum:
+    EVENTS_SIZE = 1024 * 1024       # bytes read at once: the whole default queue of 16,384 short names
+    LINES_FULL = 64 * 1024          # bytes of lines handed to a sink at once
+    BUSY = 16                       # events in one read from which on the next is put off, so that it brings more
+    NAP_US = 1000
+    DEFERRED_MAX = 4 * 1024 * 1024  # bytes of events held back for one moved directory
+
+cdef const char **EVENT_NAMES = [
+    b"ACCESS", b"MODIFY", b"ATTRIB", b"CLOSE_WRITE", b"CLOSE_NOWRITE", b"OPEN", b"MOVED_FROM", b"MOVED_TO", b"CREATE",
+    b"DELETE", b"DELETE_SELF", b"MOVE_SELF",
+]                                   # by the number of the kernel's bit
+
+
+# ---- lines and counts
+
+cdef Text path_text(Reader *reader, uint32_t node) noexcept nogil:
+    """The node's sanitized path, kept from event to event."""
+    cdef Core *core = reader.core
+    cdef CachedPath *cached = &reader.paths[node & (PATHS - 1)]
+    cdef Buffer raw
+    cdef Text text
+    if cached.node != node or cached.serial != core.nodes[node].serial or cached.generation != core.generation:
+        memset(&raw, 0, sizeof(raw))
+        node_path(core, node, &raw)
+        cached.text.size = 0
+        cached.text.failed = False
+        sanitize_into(&cached.text, raw.data, raw.size)
+        buffer_free(&raw)
+        cached.node = node
+        cached.serial = core.nodes[node].serial
+        cached.generation = core.generation
+    text.data, text.size = cached.text.data, cached.text.size
+    return text
+
+
+cdef void flush_lines(Reader *reader, int i) noexcept nogil:
+    if reader.lines[i].size:
+        sink_append(reader.sinks[i], reader.lines[i].data, reader.lines[i].size, reader.line_counts[i])
+        reader.lines[i].size = 0
+        reader.line_counts[i] = 0
+
+
+cdef void emit(Reader *reader, uint32_t node, uint32_t bit, bint directory, const char *name, size_t size) noexcept nogil:
+    """Report one event to one subscription: count it, and write its line to every sink."""
+    cdef Subscription *subscription = reader.core.nodes[node].root.subscription
+    cdef Text fields[FIELDS]
+    cdef int kind = lowest_bit(bit), i
+    if not subscription.on or not subscription.mask & bit:
+        return
+    add_u64(&subscription.counter.counts[kind], 1)
+    reader.counted = True
+    reader.reported += 1
+    reader.file.size = 0
+    sanitize_into(&reader.file, name, size)
+    fields[FIELD_EVENT].data = EVENT_NAMES[kind]
+    fields[FIELD_EVENT].size = strlen(EVENT_NAMES[kind])
+    fields[FIELD_FTYPE].data = b"directory" if directory else b"file"
+    fields[FIELD_FTYPE].size = 9 if directory else 4
+    fields[FIELD_PATH] = path_text(reader, node)
+    fields[FIELD_FILE].data = reader.file.data
+    fields[FIELD_FILE].size = reader.file.size
+    fields[FIELD_SEP].data = b"/"
+    fields[FIELD_SEP].size = 1 if size and fields[FIELD_PATH].size > 1 else 0   # the root directory ends in one itself
+    reader.message.size = 0
+    message_into(&reader.message, subscription.lines, fields)
+    for i in range(reader.sink_count):
+        if reader.sinks[i].style == STYLE_JSON:
+            json_into(&reader.lines[i], subscription.lines, fields, &reader.stamp,
+                      reader.message.data, reader.message.size)
+        else:
+            text_into(&reader.lines[i], &reader.stamp, reader.message.data, reader.message.size,
+                      reader.sinks[i].style == STYLE_COLOUR)
+        reader.line_counts[i] += 1
+        if reader.lines[i].size >= LINES_FULL:
+            flush_lines(reader, i)
+
+
+cdef void report(Reader *reader, uint32_t node, const inotify_event *event, size_t size) noexcept nogil:
+    """Report a kernel event, once to each subscription however many of its paths name the inode."""
+    cdef Subscription *subscription = reader.core.nodes[node].root.subscription
+    cdef uint32_t bits = event.mask & subscription.mask
+    if not bits or subscription.reported == reader.number:
+        return
+    subscription.reported = reader.number
+    emit(reader, node, bits & (~bits + 1), (event.mask & IN_ISDIR) != 0, event.name, size)
+
+
+# ---- directories whose first listing is not settled yet
+
+cdef void window_event(Reader *reader, uint32_t node, const inotify_event *event, size_t size) noexcept nogil:
+    """Before an event in a new directory is reported: was its file there before the watch, and not reported yet?"""
+    cdef Core *core = reader.core
+    cdef Window *window = window_find(core, node)
+    cdef bint arrives = (event.mask & (IN_CREATE | IN_MOVED_TO)) != 0
+    cdef Name *name
+    if window == NULL or size == 0:
+        return
+    name = window_name(core, window, event.name, size)
+    if name == NULL:
+        name = window_add(core, window, event.name, size, (event.mask & IN_ISDIR) != 0)
+    if name == NULL or name.seen:
+        return
+    name.seen = True
+    if not arrives:
+        emit(reader, node, IN_CREATE, (event.mask & IN_ISDIR) != 0, event.name, size)
+
+
+cdef void window_settle(Reader *reader, Window *window) noexcept nogil:
+    """All events from before the listing are known: what the listing found beyond them is reported as created."""
+    cdef uint32_t i
+    if node_is(reader.core, window.node, window.serial):
+        for i in range(window.count):
+            if not window.names[i].seen:
+                emit(reader, window.node, IN_CREATE, window.names[i].directory, window.names[i].bytes,
+                     window.names[i].size)
+    window_free(reader.core, window)
+
+
+# ---- directories on the move
+
+cdef Limbo *limbo_push(Core *core, uint32_t node, uint32_t cookie) noexcept nogil:
+    cdef Limbo *limbo = <Limbo *>calloc(1, sizeof(Limbo))
+    if limbo == NULL:
+        return NULL
+    limbo.cookie = cookie
+    limbo.node = node
+    limbo.serial = core.nodes[node].serial
+    limbo.next = core.limbo
+    core.limbo = limbo
+    return limbo
+
+
+cdef void limbo_free(Core *core, Limbo *limbo) noexcept nogil:
+    cdef Limbo **link = &core.limbo
+    while link[0] != limbo:
+        link = &link[0].next
+    link[0] = limbo.next
+    buffer_free(&limbo.deferred)
+    free(limbo)
+
+
+cdef Limbo *limbo_of(Core *core, uint32_t node) noexcept nogil:
+    """The entry of the moved directory that ``node`` is, or is below of; NULL when there is none."""
+    cdef Limbo *limbo
+    while node and not core.nodes[node].flags & NODE_LIMBO:
+        node = core.nodes[node].parent
+    if node == 0:
+        return NULL
+    limbo = core.limbo
+    while limbo != NULL and (limbo.node != node or limbo.serial != core.nodes[node].serial or not limbo.cookie):
+        limbo = limbo.next
+    return limbo
+
+
+cdef Limbo *limbo_by_cookie(Core *core, uint32_t cookie, const Root *root) noexcept nogil:
+    cdef Limbo *limbo = core.limbo
+    while limbo != NULL:
+        if (limbo.cookie == cookie and node_is(core, limbo.node, limbo.serial)
+                and core.nodes[limbo.node].root == root):
+            return limbo
+        limbo = limbo.next
+    return NULL
+
+
+cdef void displace(Core *core, uint32_t node) noexcept nogil:
+    """Something was moved onto the node's name: it was overwritten, or it is about to be exchanged."""
+    cdef Limbo *limbo = limbo_push(core, node, 0)
+    if limbo == NULL:
+        node_free_tree(core, node)
+        return
+    limbo.parent = core.nodes[node].parent
+    limbo.parent_serial = core.nodes[limbo.parent].serial
+    limbo.fence = fence_place(core)
+    node_unindex(core, node)
+    core.nodes[node].flags |= NODE_DISPLACED
+
+
+cdef uint32_t displaced_from(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil:
+    """The node that stood under this name before something else was moved there; 0 when there is none."""
+    cdef Limbo *limbo = core.limbo
+    cdef uint32_t node
+    while limbo != NULL:
+        node = limbo.node
+        if (limbo.cookie == 0 and limbo.parent == parent and limbo.parent_serial == core.nodes[parent].serial
+                and node_is(core, node, limbo.serial) and core.nodes[node].name_size == size
+                and memcmp(core.nodes[node].name, name, size) == 0):
+            core.nodes[node].flags &= <unsigned char>~NODE_DISPLACED
+            limbo_free(core, limbo)
+            return node
+        limbo = limbo.next
+    return 0
+
+
+cdef void moved_from(Core *core, uint32_t parent, const inotify_event *event, size_t size) noexcept nogil:
+    cdef uint32_t node = displaced_from(core, parent, event.name, size) if core.limbo != NULL else 0
+    cdef Limbo *limbo
+    if node == 0:
+        node = node_find(core, parent, event.name, size)
+    if node == 0:
+        return
+    limbo = limbo_push(core, node, event.cookie)
+    if limbo == NULL:
+        node_free_tree(core, node)
+        return
+    node_unindex(core, node)
+    core.nodes[node].flags |= NODE_LIMBO | NODE_MOVED
+    if core.nodes[node].wd < 0:
+        limbo.fence = fence_place(core)
+
+
+cdef bint may_enter(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil:
+    """Is a directory of this name below ``parent`` to be watched?"""
+    cdef Subscription *subscription = core.nodes[parent].root.subscription
+    cdef uint32_t depth
+    if is_ignored(subscription, name, size):
+        return False
+    depth = node_depth(core, parent)
+    return depth < DEPTH_MAX and (subscription.max_depth == 0 or depth < <uint32_t>subscription.max_depth)
+
+
+cdef void prune(Core *core, uint32_t top) noexcept nogil:
+    """Drop the nodes that a move has put deeper than maxDepth."""
+    cdef int limit = core.nodes[top].root.subscription.max_depth
+    cdef uint32_t node = top, after
+    if limit == 0:
+        return
+    while node:
+        if core.nodes[node].first_child and node_depth(core, node) >= <uint32_t>limit:
+            while core.nodes[node].first_child:
+                node_free_tree(core, core.nodes[node].first_child)
+        node = node_next(core, top, node)
+
+
+cdef void moved_to(Reader *reader, uint32_t parent, const inotify_event *event, size_t size) noexcept nogil:
+    cdef Core *core = reader.core
+    cdef Root *root = core.nodes[parent].root
+    cdef Limbo *limbo = limbo_by_cookie(core, event.cookie, root) if core.limbo != NULL else NULL
+    cdef uint32_t existing = node_find(core, parent, event.name, size), node, depth
+    cdef Buffer deferred
+    if existing:
+        displace(core, existing)
+    if not event.mask & IN_ISDIR:
+        return
+    if limbo == NULL:
+        if may_enter(core, parent, event.name, size):
+            node = node_new(core, parent, root, event.name, size)
+            if node:
+                job_push(core, node)
+        return
+    node = limbo.node
+    deferred = limbo.deferred
+    memset(&limbo.deferred, 0, sizeof(Buffer))
+    limbo_free(core, limbo)
+    core.nodes[node].flags &= <unsigned char>~NODE_LIMBO
+    if may_enter(core, parent, event.name, size):
+        depth = node_depth(core, node)
+        node_move(core, node, parent, event.name, size)
+        if root.subscription.max_depth and depth != node_depth(core, node):
+            prune(core, node)
+            if node_depth(core, node) < depth:      # what was too deep before is to be found
+                replant(core, node)
+        else:
+            job_push(core, node)
+        replay(reader, &deferred)
+    else:
+        node_free_tree(core, node)
+    buffer_free(&deferred)
+
+
+cdef void replant(Core *core, uint32_t node) noexcept nogil:
+    """Have the walker search a directory again from scratch, as one that was moved in."""
+    while core.nodes[node].first_child:
+        node_free_tree(core, core.nodes[node].first_child)
+    relist(core, node)
+
+
+cdef void relist(Core *core, uint32_t node) noexcept nogil:
+    cdef uint32_t parent = core.nodes[node].parent, fresh
+    cdef Root *root = core.nodes[node].root
+    cdef char name[256]
+    cdef size_t size = core.nodes[node].name_size
+    memcpy(name, core.nodes[node].name, size + 1)
+    node_free_tree(core, node)
+    fresh = node_new(core, parent, root, name, size)
+    if fresh:
+        job_push(core, fresh)
+
+
+# ---- events held back for a directory on the move: node, serial, then the event as the kernel gave it
+
+cdef struct Held:
+    uint32_t node
+    uint32_t serial
+
+
+cdef void hold_back(Core *core, Limbo *limbo, uint32_t node, const inotify_event *event) noexcept nogil:
+    cdef Held held
+    if limbo.deferred.size > DEFERRED_MAX:
+        return
+    held.node = node
+    held.serial = core.nodes[node].serial
+    buffer_add(&limbo.deferred, <const char *>&held, sizeof(held))
+    buffer_add(&limbo.deferred, <const char *>event, sizeof(inotify_event) + event.len)
+
+
+cdef void replay(Reader *reader, const Buffer *deferred) noexcept nogil:
+    cdef const Held *held
+    cdef const inotify_event *event
+    cdef size_t at = 0
+    while at < deferred.size:
+        held = <const Held *>(deferred.data + at)
+        event = <const inotify_event *>(deferred.data + at + sizeof(Held))
+        at += sizeof(Held) + sizeof(inotify_event) + event.len
+        if node_is(reader.core, held.node, held.serial):
+            reader.number += 1
+            node_event(reader, held.node, event)
+
+
+# ---- one event, one node
+
+cdef void follow(Reader *reader, Root *root) noexcept nogil:
+    """A followMove subject was moved: its descriptor knows the new path."""
+    cdef char link[40]
+    cdef char target[4096]
+    cdef char top[4096]
+    cdef ssize_t size, top_size
+    cdef int fd = place_open(root.subscription.place.pid, root.subscription.place.pidfd)
+    cdef char *path
+    if fd < 0:
+        return
+    snprintf(link, sizeof(link), b"/proc/self/fd/%d", fd)
+    top_size = readlink(link, top, sizeof(top))
+    close(fd)
+    snprintf(link, sizeof(link), b"/proc/self/fd/%d", root.follow_fd)
+    size = readlink(link, target, sizeof(target))
+    if size <= 0 or top_size <= 0 or target[0] != c'/':
+        return
+    if top_size == 1:
+        top_size = 0
+    if size <= top_size or strncmp(target, top, <size_t>top_size) != 0 or target[top_size] != c'/':
+        return                              # outside of the container's root: keep the last path inside
+    path = <char *>malloc(<size_t>(size - top_size) + 1)
+    if path == NULL:
+        return
+    memcpy(path, target + top_size, <size_t>(size - top_size))
+    path[size - top_size] = 0
+    free(root.path)
+    root.path = path
+    root.path_size = <size_t>(size - top_size)
+    reader.core.generation += 1
+
+
+cdef void move_self(Reader *reader, uint32_t node, const inotify_event *event) noexcept nogil:
+    """A watched file or directory has a new place, or none that we know."""
+    cdef Core *core = reader.core
+    cdef Root *root = core.nodes[node].root
+    cdef Limbo *limbo
+    if core.nodes[node].parent == 0:
+        report(reader, node, event, 0)
+        if root.subscription.follow_move:
+            follow(reader, root)
+        elif root.subscription.mask & IN_MOVE_SELF:
+            node_free_tree(core, node)      # told, and let go
+        return
+    limbo = limbo_of(core, node)
+    if limbo != NULL and limbo.node == node:
+        report(reader, node, event, 0)      # moved out of the tree
+        node_free_tree(core, node)
+        limbo_free(core, limbo)
+    elif limbo == NULL:
+        job_push(core, node)                # inside the tree, as the pair of events has told: check it
+
+
+cdef void entry_event(Reader *reader, uint32_t node, const inotify_event *event, size_t size) noexcept nogil:
+    """Take what happened to an entry of a directory into its tree."""
+    cdef Core *core = reader.core
+    cdef uint32_t child
+    if event.mask & IN_MOVED_TO:
+        moved_to(reader, node, event, size)
+    elif not event.mask & IN_ISDIR:
+        return
+    elif event.mask & IN_CREATE:
+        child = node_find(core, node, event.name, size)
+        if child == 0 and may_enter(core, node, event.name, size):
+            child = node_new(core, node, core.nodes[node].root, event.name, size)
+            if child:
+                core.nodes[child].flags |= NODE_CREATED
+        if child:
+            job_push(core, child)
+    elif event.mask & IN_MOVED_FROM:
+        moved_from(core, node, event, size)
+    elif event.mask & IN_DELETE:
+        child = node_find(core, node, event.name, size)
+        if child and core.nodes[child].wd < 0:
+            node_free_tree(core, child)
+        elif child:
+            node_unindex(core, child)       # still open somewhere: its own last events are to come
+
+
+cdef void node_event(Reader *reader, uint32_t node, const inotify_event *event) noexcept nogil:
+    cdef Core *core = reader.core
+    cdef size_t size = strlen(event.name) if event.len else 0
+    cdef Limbo *limbo
+    if event.mask & IN_MOVE_SELF:
+        move_self(reader, node, event)
+        return
+    if core.limbo != NULL:
+        limbo = limbo_of(core, node)
+        if limbo != NULL:
+            hold_back(core, limbo, node, event)
+            return
+    if core.nodes[node].flags & NODE_WINDOW:
+        window_event(reader, node, event, size)
+    report(reader, node, event, size)
+    if size and core.nodes[node].root.subscription.recursive:
+        entry_event(reader, node, event, size)
+
+
+# ---- one event
+
+cdef void ignored(Core *core, WdEntry *entry) noexcept nogil:
+    """The kernel let a watch go: the inode was deleted, or its file system unmounted."""
+    cdef uint32_t node = entry.first, after, serial
+    wd_forget(core, entry.wd)
+    after = node
+    while after:                            # the list is in the nodes: first unhook all, then free
+        core.nodes[after].wd = -1
+        after = core.nodes[after].next_on_wd
+    while node:
+        after = core.nodes[node].next_on_wd
+        serial = core.nodes[after].serial if after else 0
+        close_follow(core.nodes[node].root, node)
+        node_free_tree(core, node)
+        node = after if after and node_is(core, after, serial) else 0
+
+
+cdef void close_follow(Root *root, uint32_t node) noexcept nogil:
+    if root.top == node and root.follow_fd >= 0:
+        close(root.follow_fd)
+        root.follow_fd = -1
+
+
+cdef void settle(Reader *reader) noexcept nogil:
+    """A mark has come out of the queue: end what waited for it."""
+    cdef Core *core = reader.core
+    cdef uint64_t passed = core.fence_passed
+    cdef Window *window = core.windows
+    cdef Window *oldest
+    cdef Limbo *limbo
+    cdef Limbo *next_limbo
+    cdef Retry **link = &core.retries
+    cdef Retry *retry
+    while True:                             # in the order of the listings: parents before children
+        oldest = NULL
+        window = core.windows
+        while window != NULL:
+            if window.fence and window.fence <= passed and (oldest == NULL or window.fence < oldest.fence):
+                oldest = window
+            window = window.next
+        if oldest == NULL:
+            break
+        window_settle(reader, oldest)
+    echoes_expire(core)
+    limbo = core.limbo
+    while limbo != NULL:
+        next_limbo = limbo.next
+        if not node_is(core, limbo.node, limbo.serial):
+            limbo_free(core, limbo)
+        elif limbo.fence and limbo.fence <= passed:
+            node_free_tree(core, limbo.node)
+            limbo_free(core, limbo)
+        limbo = next_limbo
+    while link[0] != NULL:
+        retry = link[0]
+        if retry.fence > passed:
+            link = &retry.next
+            continue
+        link[0] = retry.next
+        if node_is(core, retry.node, retry.serial):
+            if retry.gone and core.nodes[retry.node].wd < 0 and not core.nodes[retry.node].flags & (
+                    NODE_MOVED | NODE_LIMBO | NODE_DISPLACED):
+                node_free_tree(core, retry.node)
+            else:
+                job_push(core, retry.node)
+        free(retry)
+
+
+cdef void overflow(Reader *reader) noexcept nogil:
+    """The kernel dropped events: say so in the log and in every watch's counts."""
+    cdef Core *core = reader.core
+    cdef Subscription *subscription = core.subscriptions
+    reader.overflows += 1
+    while subscription != NULL:
+        if subscription.on and subscription.counter.overflow != reader.overflows:
+            subscription.counter.overflow = reader.overflows
+            add_u64(&subscription.counter.counts[OVERFLOW_INDEX], 1)
+        subscription = subscription.next
+    notice_push(core, NOTICE_OVERFLOW, 0, 0, <long>reader.overflows, 0)
+    reader.counted = True
+    fence_reset(core)
+    settle(reader)
+
+
+cdef void handle(Reader *reader, const inotify_event *event) noexcept nogil:
+    cdef Core *core = reader.core
+    cdef WdEntry *entry
+    cdef uint32_t node, after, serial
+    if event.wd == core.fence_wd:
+        if not event.mask & IN_IGNORED:
+            core.fence_passed += 1
+            settle(reader)
+        return
+    reader.handled += 1
+    reader.number += 1
+    if event.mask & IN_Q_OVERFLOW:
+        overflow(reader)
+        return
+    entry = wd_find(core, event.wd)
+    if entry == NULL:                       # nobody's any more
+        return
+    if event.mask & IN_IGNORED:
+        ignored(core, entry)
+        return
+    if core.echoes != NULL and event.mask & NOISY and echo_drop(
+            core, event.wd, event.mask, <const char *>event.name if event.len else NULL):
+        return
+    node = entry.first
+    while node:
+        after = core.nodes[node].next_on_wd
+        serial = core.nodes[after].serial if after else 0
+        node_event(reader, node, event)
+        node = after if after and node_is(core, after, serial) else 0
+
+
+# ---- the thread
+
+cdef void handle_batch(Reader *reader, size_t size, int *count) noexcept nogil:
+    cdef const inotify_event *event
+    cdef size_t at = 0
+    cdef timespec now
+    cdef bint told
+    cdef int i
+    count[0] = 0
+    clock_gettime(CLOCK_REALTIME, &now)
+    stamp_set(&reader.stamp, <int64_t>now.tv_sec * 1000000000 + now.tv_nsec, reader.thread_id)
+    reader.counted = False
+    core_lock_first(reader.core)
+    while at < size:
+        event = <const inotify_event *>(reader.events + at)
+        at += sizeof(inotify_event) + event.len
+        handle(reader, event)
+        count[0] += 1
+    told = reader.core.notices != NULL
+    core_unlock_first(reader.core)
+    for i in range(reader.sink_count):
+        flush_lines(reader, i)
+    reader.reads += 1
+    if told or (reader.counted and load_int(&reader.wanted)):
+        reader_signal(reader)
+
+
+cdef void reader_signal(Reader *reader) noexcept nogil:
+    cdef unsigned long long one = 1
+    if swap_int(&reader.signalled, 1) == 0:
+        write(reader.counted_fd, &one, sizeof(one))
+
+
+cdef long milliseconds() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec * 1000 + now.tv_nsec // 1000000
+
+
+cdef void *reader_main(void *argument) noexcept nogil:
+    """The life of the reader thread: it never takes the GIL, and never waits for output or a file system."""
+    cdef Reader *reader = <Reader *>argument
+    cdef pollfd sources[2]
+    cdef ssize_t size
+    cdef int count = 0
+    cdef long end = -1
+    reader.thread_id = syscall(SYS_gettid)
+    setpriority(PRIO_PROCESS, <unsigned int>reader.thread_id, -10)  # the kernel's queue waits for nobody; may fail
+    sources[0].fd, sources[0].events = reader.core.inotify_fd, POLLIN
+    sources[1].fd, sources[1].events = reader.stop_fd, POLLIN
+    while True:
+        size = read(reader.core.inotify_fd, reader.events, EVENTS_SIZE)
+        if size > 0:
+            handle_batch(reader, <size_t>size, &count)
+            if end >= 0 and milliseconds() > end:
+                break
+            if count >= BUSY and end < 0:
+                usleep(NAP_US)
+            continue
+        if size < 0 and errno != EAGAIN and errno != EINTR:
+            break
+        if end >= 0:                        # asked to stop, and the queue is empty
+            break
+        poll(sources, 2, -1)
+        if sources[1].revents:
+            end = milliseconds() + reader.drain_ms
+    return NULL
+
+
+cdef bint reader_init(Reader *reader, Core *core) noexcept nogil:
+    memset(reader, 0, sizeof(Reader))
+    reader.core = core
+    reader.stop_fd = -1
+    reader.counted_fd = -1
+    reader.events = <char *>malloc(EVENTS_SIZE)
+    return reader.events != NULL
+
+
+cdef void reader_free(Reader *reader) noexcept nogil:
+    cdef int i
+    for i in range(SINKS_MAX):
+        buffer_free(&reader.lines[i])
+    for i in range(PATHS):
+        buffer_free(&reader.paths[i].text)
+    buffer_free(&reader.message)
+    buffer_free(&reader.file)
+    free(reader.events)
+    if reader.stop_fd >= 0:
+        close(reader.stop_fd)
+    if reader.counted_fd >= 0:
+        close(reader.counted_fd)

@@ -1,0 +1,516 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The watch engine: what Python sees of the reader, the walker and the trees.
+
+One inotify instance serves every subscription, because a node has few (fs.inotify.max_user_instances). Who owns what:
+
+* ``Core`` (_tree.pyx): the trees and tables, under its lock.
+* ``Reader`` (_events.pyx): the reader thread; the only one that reads events and makes their lines.
+* ``Walk`` (_walk.pyx): one per thread that looks into containers: the walker thread, and each call of ``Engine.arm``.
+* ``Engine``: the threads, the descriptors, and the subscriptions' memory.
+"""
+
+import os
+from typing import NamedTuple
+
+from libc.errno cimport errno
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport strdup
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
+
+from argusd._events cimport Reader, reader_free, reader_init, reader_main, reader_signal
+from argusd._output cimport Output
+from argusd._records cimport Encoder
+from argusd._tree cimport (
+    EVENT_KINDS,
+    Core,
+    Counter,
+    NoticeEntry,
+    Place,
+    Root,
+    Subscription,
+    core_free,
+    core_init,
+    core_lock,
+    core_unlock,
+    node_free_tree,
+)
+from argusd._walk cimport Walk, openat2_works, walk_free, walk_init, walk_root, walker
+from argusd.includes.linux cimport (
+    EFD_CLOEXEC,
+    EFD_NONBLOCK,
+    F_DUPFD_CLOEXEC,
+    POLLIN,
+    close,
+    eventfd,
+    fcntl,
+    poll,
+    pollfd,
+    read,
+    write,
+)
+from argusd.includes.pthread cimport (
+    SIG_SETMASK,
+    pthread_cond_broadcast,
+    pthread_create,
+    pthread_setname_np,
+    pthread_sigmask,
+    pthread_t,
+    pthread_timedjoin_np,
+    sigfillset,
+    sigset_t,
+    store_int,
+    swap_u64,
+)
+
+EVENTS = {
+    "ACCESS": 0x1,
+    "MODIFY": 0x2,
+    "ATTRIB": 0x4,
+    "CLOSE_WRITE": 0x8,
+    "CLOSE_NOWRITE": 0x10,
+    "OPEN": 0x20,
+    "MOVED_FROM": 0x40,
+    "MOVED_TO": 0x80,
+    "CREATE": 0x100,
+    "DELETE": 0x200,
+    "DELETE_SELF": 0x400,
+    "MOVE_SELF": 0x800,
+}
+COUNTED = (*(name.lower() for name in EVENTS), "q_overflow")
+
+cdef tuple NOTICE_KINDS = ("overflow", "limit", "depth")
+
+
+class Notice(NamedTuple):
+    kind: str
+    subscription: int
+    errno: int
+    number: int
+    path: str
+
+
+class Armed(NamedTuple):
+    errors: tuple
+    directories: int
+    seconds: float
+
+
+cdef double monotonic() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
+
+
+cdef void subscription_free(Subscription *subscription) noexcept nogil:
+    """Free what a subscription owns; its place is given back by the caller."""
+    cdef int i
+    for i in range(subscription.root_count):
+        free(subscription.roots[i].path)
+        if subscription.roots[i].follow_fd >= 0:
+            close(subscription.roots[i].follow_fd)
+    free(subscription.roots)
+    for i in range(subscription.ignored_count):
+        free(subscription.ignored[i])
+    free(subscription.ignored)
+    free(subscription)
+
+
+cdef class Engine:
+    cdef Core core
+    cdef Reader reader
+    cdef pthread_t reader_thread, walker_thread
+    cdef bint started, closed
+    cdef int last_number
+    cdef Output output              # kept: the reader writes to its sinks
+    cdef dict encoders              # subscription number -> Encoder, kept for as long as the reader may use it
+    cdef dict counters              # counter number -> address
+    cdef int last_counter
+    cdef Subscription *ended        # switched off, but a walk still holds them
+
+    def __cinit__(self, Output output not None):
+        cdef int error, i
+        self.closed = True          # until everything below has worked
+        self.output = output
+        self.encoders = {}
+        self.counters = {}
+        if not openat2_works():
+            raise OSError(errno, "openat2(2) is not to be had: the kernel is older than 5.6 or a seccomp profile forbids it")
+        error = core_init(&self.core)
+        if error:
+            raise OSError(error, f"no inotify instance: {os.strerror(error)} (see fs.inotify.max_user_instances)")
+        if not reader_init(&self.reader, &self.core):
+            raise MemoryError
+        self.reader.stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        self.reader.counted_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        if self.reader.stop_fd < 0 or self.reader.counted_fd < 0:
+            raise OSError(errno, "no eventfd: " + os.strerror(errno))
+        self.reader.sink_count = output.count
+        for i in range(output.count):
+            self.reader.sinks[i] = output.sinks[i]
+        self.closed = False
+
+    def __dealloc__(self):
+        if not self.closed:
+            self.close(0.0)
+
+    def start(self):
+        if self.started or self.closed:
+            raise RuntimeError("the engine was started before")
+        thread_start(&self.reader_thread, reader_main, &self.reader, b"reader")
+        self.started = True
+        thread_start(&self.walker_thread, walker, &self.core, b"walker")
+
+    def fileno(self):
+        return self.reader.counted_fd
+
+    def acknowledge(self):
+        cdef unsigned long long count
+        read(self.reader.counted_fd, &count, sizeof(count))
+        store_int(&self.reader.signalled, 0)
+
+    def want_counts(self, bint wanted):
+        store_int(&self.reader.wanted, wanted)
+        if wanted:
+            reader_signal(&self.reader)
+
+    # ---- subscriptions
+
+    def subscribe(self, Encoder encoder not None, int counter, int pid, int pidfd, paths, mask, ignore,
+                  bint only_dir, bint recursive, int max_depth, bint follow_move):
+        cdef Subscription *subscription
+        cdef bytes text
+        cdef int i
+        self.check_open()
+        subscription = <Subscription *>calloc(1, sizeof(Subscription))
+        if subscription == NULL:
+            raise MemoryError
+        subscription.mask = mask
+        subscription.only_dir = only_dir
+        subscription.recursive = recursive
+        subscription.max_depth = max_depth
+        subscription.follow_move = follow_move
+        subscription.lines = &encoder.lines
+        try:
+            subscription.counter = <Counter *><size_t>self.counters[counter]
+            subscription.roots = new_roots(subscription, paths)
+            if recursive and ignore:
+                subscription.ignored = <char **>calloc(len(ignore), sizeof(char *))
+                if subscription.ignored == NULL:
+                    raise MemoryError
+                for text in ignore:
+                    subscription.ignored[subscription.ignored_count] = strdup(text)
+                    subscription.ignored_count += 1
+            subscription.place = self.place(pid, pidfd)
+        except BaseException:
+            subscription_free(subscription)
+            raise
+        self.last_number += 1
+        subscription.number = self.last_number
+        self.encoders[self.last_number] = encoder
+        with nogil:
+            core_lock(&self.core)
+            subscription.next = self.core.subscriptions
+            self.core.subscriptions = subscription
+            core_unlock(&self.core)
+        return self.last_number
+
+    cdef Place *place(self, int pid, int pidfd) except NULL:
+        """The place of a living process, shared by all its subscriptions."""
+        cdef Place *place = self.core.places
+        cdef pollfd waiter
+        while place != NULL:
+            waiter.fd, waiter.events = place.pidfd, POLLIN
+            if place.pid == pid and poll(&waiter, 1, 0) == 0:
+                place.users += 1
+                return place
+            place = place.next
+        place = <Place *>calloc(1, sizeof(Place))
+        if place == NULL:
+            raise MemoryError
+        place.pid = pid
+        place.pidfd = fcntl(pidfd, F_DUPFD_CLOEXEC, 0)
+        if place.pidfd < 0:
+            free(place)
+            raise OSError(errno, f"pidfd {pidfd} of process {pid}: {os.strerror(errno)}")
+        place.users = 1
+        place.next = self.core.places
+        self.core.places = place
+        return place
+
+    cdef void leave_place(self, Place *place) noexcept:
+        cdef Place **link = &self.core.places
+        place.users -= 1
+        if place.users:
+            return
+        while link[0] != place:
+            link = &link[0].next
+        link[0] = place.next
+        close(place.pidfd)
+        free(place)
+
+    cdef Subscription *find(self, int number) noexcept nogil:
+        cdef Subscription *subscription = self.core.subscriptions
+        while subscription != NULL and subscription.number != number:
+            subscription = subscription.next
+        return subscription
+
+    def arm(self, int number):
+        cdef Subscription *subscription
+        cdef Walk walk
+        cdef int i, error
+        cdef double begin = monotonic()
+        self.check_open()
+        with nogil:
+            core_lock(&self.core)
+            subscription = self.find(number)
+            if subscription != NULL:
+                subscription.users += 1
+            core_unlock(&self.core)
+        if subscription == NULL:
+            raise KeyError(f"no subscription {number}")
+        with nogil:
+            error = walk_init(&walk, &self.core)
+            walk.initial = True
+            for i in range(subscription.root_count):
+                if error or walk.error or subscription.cancelled:
+                    break
+                subscription.roots[i].error = walk_root(&walk, &subscription.roots[i])
+            error = error or walk.error
+            walk_free(&walk)
+            core_lock(&self.core)
+            subscription.users -= 1
+            core_unlock(&self.core)
+        if error:
+            raise OSError(error, os.strerror(error))
+        for i in range(subscription.root_count):
+            if subscription.roots[i].error in (1, 3, 13):       # EPERM, ESRCH, EACCES
+                error = subscription.roots[i].error
+                raise OSError(error, os.strerror(error), os.fsdecode(subscription.roots[i].path))
+        return Armed(
+            tuple([subscription.roots[i].error for i in range(subscription.root_count)]),
+            subscription.directories,
+            monotonic() - begin,
+        )
+
+    def switch(self, on, off):
+        cdef vector on_numbers, off_numbers
+        cdef Subscription *subscription
+        cdef Subscription *dead
+        cdef size_t i
+        self.check_open()
+        vector_fill(&on_numbers, on)
+        vector_fill(&off_numbers, off)
+        with nogil:                     # the reader may wait for this lock: never for the GIL meanwhile
+            core_lock(&self.core)
+            for i in range(on_numbers.size):
+                subscription = self.find(on_numbers.items[i])
+                if subscription != NULL:
+                    subscription.on = True
+            for i in range(off_numbers.size):
+                self.end(off_numbers.items[i])
+            dead = self.reap()
+            core_unlock(&self.core)
+            free(on_numbers.items)
+            free(off_numbers.items)
+        self.bury(dead)
+
+    cdef void end(self, int number) noexcept nogil:
+        """Take a subscription out of the reader's sight. With the lock held."""
+        cdef Subscription **link = &self.core.subscriptions
+        cdef Subscription *subscription
+        while link[0] != NULL and link[0].number != number:
+            link = &link[0].next
+        subscription = link[0]
+        if subscription == NULL:
+            return
+        link[0] = subscription.next
+        subscription.on = False
+        subscription.cancelled = True
+        drop_trees(&self.core, subscription)
+        subscription.next = self.ended
+        self.ended = subscription
+
+    cdef Subscription *reap(self) noexcept nogil:
+        """The ended subscriptions that no walk holds any more, as a list. With the lock held."""
+        cdef Subscription **link = &self.ended
+        cdef Subscription *subscription
+        cdef Subscription *dead = NULL
+        while link[0] != NULL:
+            subscription = link[0]
+            if subscription.users:
+                link = &subscription.next
+                continue
+            link[0] = subscription.next
+            drop_trees(&self.core, subscription)        # armed by a walk that noticed its end too late
+            subscription.next = dead
+            dead = subscription
+        return dead
+
+    cdef void bury(self, Subscription *dead) noexcept:
+        cdef Subscription *after
+        while dead != NULL:
+            after = dead.next
+            self.encoders.pop(dead.number, None)
+            self.leave_place(dead.place)
+            subscription_free(dead)
+            dead = after
+
+    # ---- counts and notices
+
+    def new_counter(self):
+        cdef Counter *counter = <Counter *>calloc(1, sizeof(Counter))
+        if counter == NULL:
+            raise MemoryError
+        self.last_counter += 1
+        self.counters[self.last_counter] = <size_t>counter
+        return self.last_counter
+
+    def free_counter(self, int counter):
+        free(<Counter *><size_t>self.counters.pop(counter))
+
+    def drain_counts(self):
+        cdef Counter *counter
+        cdef unsigned long long count
+        cdef int kind
+        cdef list found = []
+        for number, address in self.counters.items():
+            counter = <Counter *><size_t>address
+            for kind in range(EVENT_KINDS):
+                if counter.counts[kind]:
+                    count = swap_u64(&counter.counts[kind], 0)
+                    found.append((number, kind, count))
+        return found
+
+    def notices(self):
+        cdef NoticeEntry *notice
+        cdef NoticeEntry *after
+        cdef list found = []
+        with nogil:
+            core_lock(&self.core)
+            notice = self.core.notices
+            self.core.notices = NULL
+            self.core.notice_count = 0
+            core_unlock(&self.core)
+        while notice != NULL:
+            path = os.fsdecode(notice.path) if notice.path != NULL else ""
+            found.append(Notice(NOTICE_KINDS[notice.kind], notice.subscription, notice.error, notice.number, path))
+            after = notice.next
+            free(notice.path)
+            free(notice)
+            notice = after
+        return found
+
+    def statistics(self):
+        cdef uint32_t watches, nodes
+        with nogil:
+            core_lock(&self.core)
+            watches = self.core.wds_count
+            nodes = self.core.node_count
+            core_unlock(&self.core)
+        return {
+            "reads": self.reader.reads,
+            "events": self.reader.handled,
+            "lines": self.reader.reported,
+            "overflows": self.reader.overflows,
+            "watches": watches,
+            "nodes": nodes,
+        }
+
+    # ---- the end
+
+    cdef int check_open(self) except -1:
+        if self.closed:
+            raise RuntimeError("the engine is closed")
+        return 0
+
+    def close(self, double drain_s=1.0):
+        cdef unsigned long long one = 1
+        cdef Subscription *subscription
+        cdef timespec when
+        cdef bint stuck = False
+        if self.closed:
+            return
+        self.closed = True
+        if self.started:
+            with nogil:
+                self.reader.drain_ms = <int>(drain_s * 1000)
+                write(self.reader.stop_fd, &one, sizeof(one))
+                core_lock(&self.core)
+                store_int(&self.core.stopping, 1)
+                pthread_cond_broadcast(&self.core.work)
+                core_unlock(&self.core)
+                clock_gettime(CLOCK_REALTIME, &when)
+                when.tv_sec += <long>drain_s + 1
+                stuck = pthread_timedjoin_np(self.reader_thread, NULL, &when) != 0
+                stuck = pthread_timedjoin_np(self.walker_thread, NULL, &when) != 0 or stuck
+        subscription = self.core.subscriptions
+        while subscription != NULL:
+            stuck = stuck or subscription.users > 0
+            subscription = subscription.next
+        if stuck:
+            return          # a file system does not answer: what that thread uses stays until the process ends
+        self.free_all()
+
+    cdef void free_all(self) noexcept:
+        cdef Subscription *subscription = self.core.subscriptions
+        core_free(&self.core)
+        self.bury(subscription)
+        self.bury(self.ended)
+        self.ended = NULL
+        for address in self.counters.values():
+            free(<Counter *><size_t>address)
+        self.counters = {}
+        reader_free(&self.reader)
+
+
+cdef void drop_trees(Core *core, Subscription *subscription) noexcept nogil:
+    cdef int i
+    for i in range(subscription.root_count):
+        if subscription.roots[i].top:
+            node_free_tree(core, subscription.roots[i].top)
+
+
+cdef struct vector:
+    int *items
+    size_t size
+
+
+cdef int vector_fill(vector *numbers, source) except -1:
+    cdef list items = [int(number) for number in source]
+    cdef size_t i
+    numbers.size = <size_t>len(items)
+    numbers.items = <int *>calloc(numbers.size + 1, sizeof(int))
+    if numbers.items == NULL:
+        raise MemoryError
+    for i in range(numbers.size):
+        numbers.items[i] = items[i]
+    return 0
+
+
+cdef Root *new_roots(Subscription *subscription, paths) except NULL:
+    cdef Root *roots = <Root *>calloc(max(1, len(paths)), sizeof(Root))
+    cdef bytes text
+    if roots == NULL:
+        raise MemoryError
+    for text in paths:
+        roots[subscription.root_count].subscription = subscription
+        roots[subscription.root_count].path = strdup(text)
+        roots[subscription.root_count].path_size = <size_t>len(text)
+        roots[subscription.root_count].follow_fd = -1
+        subscription.root_count += 1
+    return roots
+
+
+cdef int thread_start(pthread_t *thread, void *(*body)(void *) noexcept nogil, void *argument,
+                      const char *name) except -1:
+    cdef sigset_t every, before
+    cdef int error
+    sigfillset(&every)
+    pthread_sigmask(SIG_SETMASK, &every, &before)       # signals are the main thread's
+    error = pthread_create(thread, NULL, body, argument)
+    pthread_sigmask(SIG_SETMASK, &before, NULL)
+    if error:
+        raise OSError(error, f"cannot start the {name.decode()} thread: {os.strerror(error)}")
+    pthread_setname_np(thread[0], name)
+    return 0

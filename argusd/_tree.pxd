@@ -1,0 +1,231 @@
+# What is watched, in memory: subscriptions, the trees of their subject paths, and the kernel's watch descriptors.
+#
+# Everything here is guarded by Core's lock. Nodes are named by index, because the arena moves when it grows; an index
+# that was kept while the lock was not held is good only together with the node's serial number.
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from argusd._output cimport Sink
+from argusd._records cimport Buffer, Lines
+from argusd.includes.pthread cimport pthread_cond_t, pthread_mutex_t
+
+cdef enum:
+    EVENT_KINDS = 13            # the twelve kernel events and the queue overflow
+    OVERFLOW_INDEX = 12
+
+cdef enum:
+    NODE_INDEXED = 1            # found by (parent, name)
+    NODE_CREATED = 2            # made while we watched: what is inside is new, and reported
+    NODE_QUEUED = 4             # a job for it waits
+    NODE_QUIET = 8              # armed without IN_OPEN, IN_ACCESS, IN_CLOSE_NOWRITE until our own reads are over
+    NODE_LIMBO = 16             # moved from its place, not yet known where to
+    NODE_DISPLACED = 32         # something was moved onto its place: overwritten, or half of an exchange
+    NODE_WINDOW = 64            # a Window stands open for it
+    NODE_MOVED = 128            # has moved since the last attempt to arm it
+
+cdef struct Node:
+    uint32_t parent             # 0 for the top of a tree
+    uint32_t first_child
+    uint32_t next_sibling
+    uint32_t prev_sibling
+    uint32_t next_on_wd         # next node with the same watch descriptor
+    uint32_t serial             # changes whenever the index is used for another directory
+    int wd                      # -1 when not armed
+    unsigned char flags
+    unsigned char name_size     # a file name has at most 255 bytes
+    unsigned char attempts      # to reach it in vain, since it was last armed
+    char *name
+    Root *root
+
+# One subject path in one container.
+cdef struct Root:
+    Subscription *subscription
+    char *path                  # as the user gave it, normalised
+    size_t path_size
+    uint32_t top                # 0 when not armed
+    int follow_fd               # O_PATH descriptor of a followMove subject, else -1
+    int error                   # errno that kept it from being armed, else 0
+
+# A container's root, for as long as its init process lives.
+cdef struct Place:
+    int pid
+    int pidfd
+    int users
+    Place *next
+
+cdef struct Counter:
+    unsigned long long counts[EVENT_KINDS]
+    uint64_t overflow           # number of the last overflow counted here
+
+# One subject in one container.
+cdef struct Subscription:
+    int number
+    bint on                     # reports
+    bint cancelled
+    int users                   # walks under way
+    uint32_t mask               # events that are reported
+    bint recursive
+    bint only_dir
+    bint follow_move
+    int max_depth               # 0: no limit
+    int ignored_count
+    char **ignored
+    int root_count
+    Root *roots
+    Place *place
+    const Lines *lines
+    Counter *counter
+    uint64_t reported           # number of the last event reported: one report per event
+    uint64_t directories        # armed by walks
+    Subscription *next
+
+cdef struct WdEntry:
+    int wd                      # 0: free place of the table
+    uint32_t mask               # what the kernel watches for
+    uint32_t first              # first node; 0 when the watch waits to be removed
+
+cdef struct Job:
+    uint32_t node
+    uint32_t serial
+
+# Names in a directory that is being searched; see Window.
+cdef struct Name:
+    char *bytes
+    unsigned char size
+    bint seen                   # an event has named it
+    bint directory
+
+# From the moment a new directory is watched until every event that was queued before its listing ended has been seen:
+# what existed before the watch stood is told from what came after it, so that each is reported as created once.
+cdef struct Window:
+    uint32_t node
+    uint32_t serial
+    uint64_t fence              # ends the window; 0 while the listing goes on
+    Name *names
+    uint32_t count
+    uint32_t capacity
+    uint32_t *index             # hash table of positions + 1 in names
+    uint32_t index_capacity
+    Window *next
+
+# The OPEN, ACCESS and CLOSE_NOWRITE that one listing of ours causes on one watch descriptor.
+cdef struct Echo:
+    int wd
+    char *name                  # NULL: on the directory itself
+    int opens, accesses, closes # how many are still to be dropped
+    uint64_t fence              # 0 while the listing goes on
+    void *walk                  # whose listing it is
+    Echo *next
+
+# A directory that left its place: held back until it is known whether it stays in the tree.
+cdef struct Limbo:
+    uint32_t cookie
+    uint32_t node
+    uint32_t serial
+    uint64_t fence              # of an unarmed or displaced node, which has no IN_MOVE_SELF to wait for; else 0
+    uint32_t parent             # of a displaced node, with parent_serial; cookie is 0 then
+    uint32_t parent_serial
+    Buffer deferred             # events of the subtree, as the kernel gave them
+    Limbo *next
+
+# A node that could not be armed yet: looked at again when all events that were queued by now have been handled.
+cdef struct Retry:
+    uint32_t node
+    uint32_t serial
+    uint64_t fence
+    bint gone                   # its name was not there
+    Retry *next
+
+cdef struct NoticeEntry:
+    int kind
+    int subscription
+    int error
+    long number
+    char *path
+    NoticeEntry *next
+
+cdef enum:
+    NOTICE_OVERFLOW = 0
+    NOTICE_LIMIT = 1
+    NOTICE_DEPTH = 2
+    ATTEMPTS_MAX = 100          # after which a directory that cannot be reached by its path is given up
+    DEPTH_MAX = 8192            # directories below a subject path; deeper ones are not watched
+
+cdef struct Core:
+    int inotify_fd
+    int fence_fd                # a memfd of our own: what we do to it marks a place in the kernel's queue
+    int fence_wd
+    uint64_t fence_placed       # number of the last mark put into the queue
+    uint64_t fence_passed       # number of the last mark that the reader came by
+    pthread_mutex_t data        # guards everything below
+    pthread_mutex_t next        # taken before data by everybody, so that the reader's turn comes
+    pthread_mutex_t low         # taken before next by everybody but the reader
+    pthread_cond_t work         # for the walker, with data
+    int stopping
+    uint64_t key[2]             # secret of the name hash: names come from attackers
+
+    Node *nodes
+    uint32_t node_capacity
+    uint32_t node_end           # indexes from here on were never used
+    uint32_t node_free          # first of a list through next_sibling
+    uint32_t node_count
+    uint32_t *names             # open addressing: node indexes by (parent, name)
+    uint32_t names_capacity
+    uint32_t names_count
+    uint32_t generation         # changes whenever a path may have changed
+
+    WdEntry *wds
+    uint32_t wds_capacity
+    uint32_t wds_count
+    uint32_t noisy              # watches with IN_OPEN, IN_ACCESS or IN_CLOSE_NOWRITE
+    int *removals               # watch descriptors that nobody uses any more
+    uint32_t removal_count
+    uint32_t removal_capacity
+
+    Job *jobs
+    uint32_t job_first
+    uint32_t job_count
+    uint32_t job_capacity
+
+    Window *windows
+    Echo *echoes
+    Limbo *limbo
+    Retry *retries
+    NoticeEntry *notices
+    uint32_t notice_count
+    Subscription *subscriptions
+    Place *places
+
+cdef uint32_t NOISY             # IN_OPEN | IN_ACCESS | IN_CLOSE_NOWRITE
+cdef uint32_t STRUCTURE         # what a recursive watch needs to know of every directory
+
+cdef int core_init(Core *core) noexcept nogil
+cdef void core_free(Core *core) noexcept nogil
+cdef void core_lock(Core *core) noexcept nogil
+cdef void core_unlock(Core *core) noexcept nogil
+cdef void core_lock_first(Core *core) noexcept nogil
+cdef void core_unlock_first(Core *core) noexcept nogil
+
+cdef uint32_t node_new(Core *core, uint32_t parent, Root *root, const char *name, size_t size) noexcept nogil
+cdef uint32_t node_find(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil
+cdef bint node_is(Core *core, uint32_t node, uint32_t serial) noexcept nogil
+cdef void node_unindex(Core *core, uint32_t node) noexcept nogil
+cdef void node_move(Core *core, uint32_t node, uint32_t parent, const char *name, size_t size) noexcept nogil
+cdef void node_free_tree(Core *core, uint32_t node) noexcept nogil
+cdef uint32_t node_next(Core *core, uint32_t top, uint32_t node) noexcept nogil
+cdef uint32_t node_depth(Core *core, uint32_t node) noexcept nogil
+cdef bint node_below(Core *core, uint32_t node, uint32_t ancestor) noexcept nogil
+cdef void node_path(Core *core, uint32_t node, Buffer *out) noexcept nogil
+
+cdef WdEntry *wd_find(Core *core, int wd) noexcept nogil
+cdef WdEntry *wd_attach(Core *core, int wd, uint32_t mask, uint32_t node) noexcept nogil
+cdef void wd_detach(Core *core, uint32_t node) noexcept nogil
+cdef void wd_forget(Core *core, int wd) noexcept nogil
+
+cdef uint64_t fence_place(Core *core) noexcept nogil
+cdef void fence_reset(Core *core) noexcept nogil
+cdef void retry_push(Core *core, uint32_t node, bint gone) noexcept nogil
+cdef void job_push(Core *core, uint32_t node) noexcept nogil
+cdef void notice_push(Core *core, int kind, int subscription, int error, long number, uint32_t node) noexcept nogil
+cdef bint is_ignored(const Subscription *subscription, const char *name, size_t size) noexcept nogil
+cdef uint64_t name_hash(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil

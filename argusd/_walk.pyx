@@ -1,0 +1,804 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""Looking into containers: opening their paths, listing directories, arming watches.
+
+Facts about path lookup that shape this file:
+
+* A container's files are reached through /proc/PID/root with openat2(2) and RESOLVE_IN_ROOT, so that neither an
+  absolute symbolic link nor ``..`` leads out of its root. Below a subject path every step is one name, opened from its
+  parent's descriptor without following links.
+* A path says where a directory was, not which one it is. inotify_add_watch(2) tells: for an inode that is watched
+  already it returns the same watch descriptor. So every directory that is reached by path, and not from the descriptor
+  of its parent, is checked that way before it is used.
+* An O_PATH descriptor causes no events, reading a directory does; see _window.pyx.
+* Any descriptor inside a container keeps its mounts busy. All are closed at the end of each walk, and the working
+  directory, which makes inotify_add_watch cheap, is put back.
+"""
+
+from libc.errno cimport EAGAIN, ELOOP, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESRCH, ESTALE, errno
+from libc.stdio cimport snprintf
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memset, strlen, strrchr
+
+from argusd._records cimport buffer_free, buffer_room
+from argusd._tree cimport (
+    DEPTH_MAX,
+    NODE_CREATED,
+    NODE_DISPLACED,
+    NODE_LIMBO,
+    NODE_MOVED,
+    NODE_QUEUED,
+    NODE_QUIET,
+    NOISY,
+    NOTICE_DEPTH,
+    NOTICE_LIMIT,
+    STRUCTURE,
+    Core,
+    Echo,
+    Job,
+    Root,
+    Subscription,
+    WdEntry,
+    Window,
+    core_lock,
+    core_unlock,
+    fence_place,
+    is_ignored,
+    job_push,
+    node_below,
+    node_depth,
+    node_find,
+    node_free_tree,
+    node_is,
+    node_move,
+    node_new,
+    node_next,
+    notice_push,
+    retry_push,
+    wd_attach,
+    wd_detach,
+    wd_find,
+    wd_forget,
+)
+from argusd._window cimport echo_expect, window_add, window_find, window_name, window_open
+from argusd.includes.linux cimport (
+    AT_SYMLINK_NOFOLLOW,
+    CLONE_FS,
+    DT_DIR,
+    DT_UNKNOWN,
+    F_DUPFD_CLOEXEC,
+    IN_MASK_ADD,
+    IN_MOVE_SELF,
+    IN_ONLYDIR,
+    O_CLOEXEC,
+    O_DIRECTORY,
+    O_NOFOLLOW,
+    O_NONBLOCK,
+    O_PATH,
+    O_RDONLY,
+    POLLIN,
+    RESOLVE_BENEATH,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
+    S_ISDIR,
+    SYS_getdents64,
+    SYS_openat2,
+    chdir,
+    close,
+    dirent64,
+    fchdir,
+    fcntl,
+    fstat,
+    fstatat,
+    inotify_add_watch,
+    inotify_rm_watch,
+    open,
+    open_how,
+    openat,
+    poll,
+    pollfd,
+    stat_t,
+    syscall,
+    unshare,
+    usleep,
+)
+from argusd.includes.pthread cimport load_int, pthread_cond_wait, pthread_mutex_lock, pthread_mutex_unlock
+
+cdef enum:
+    ENTRIES = 64 * 1024             # bytes of directory entries read at once
+    CHUNK = 3000                    # bytes of a relative path looked up at once; the kernel takes 4095
+    REMOVALS = 64                   # watches removed while the lock is held
+    LOOKUPS = 32                    # tries of a lookup that a concurrent rename disturbs
+
+
+# ---- opening
+
+cdef int lookup(int directory, const char *path, int flags, unsigned long long resolve) noexcept nogil:
+    """openat2(2); returns a descriptor or a negative errno."""
+    cdef open_how how
+    cdef long fd
+    cdef int attempt
+    memset(&how, 0, sizeof(how))
+    how.flags = <unsigned long long>(flags | O_CLOEXEC)
+    how.resolve = resolve
+    for attempt in range(LOOKUPS):
+        fd = syscall(SYS_openat2, directory, path, &how, sizeof(how))
+        if fd >= 0:
+            return <int>fd
+        if errno != EAGAIN:         # EAGAIN: a rename on the way could have led outside; look again
+            break
+    return -errno
+
+
+cdef bint openat2_works() noexcept nogil:
+    cdef int fd = lookup(-100, b"/", O_PATH | O_DIRECTORY, RESOLVE_IN_ROOT)     # -100 is AT_FDCWD
+    if fd >= 0:
+        close(fd)
+    return fd >= 0
+
+
+cdef bint ended(int pidfd) noexcept nogil:
+    cdef pollfd waiter
+    waiter.fd, waiter.events = pidfd, POLLIN
+    return poll(&waiter, 1, 0) > 0
+
+
+cdef int place_open(int pid, int pidfd) noexcept nogil:
+    """The root of a container's process, or a negative errno; ESRCH when the process has ended.
+
+    The process is checked afterwards: while it lives, its number cannot have been given to another one.
+    """
+    cdef char path[40]
+    cdef int fd
+    snprintf(path, sizeof(path), b"/proc/%d/root", pid)
+    fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC)
+    if fd < 0:
+        fd = -errno
+    if ended(pidfd):
+        if fd >= 0:
+            close(fd)
+        return -ESRCH
+    return fd
+
+
+cdef int below(int directory, const char *name) noexcept nogil:
+    return lookup(directory, name, O_PATH | O_DIRECTORY | O_NOFOLLOW,
+                  RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+
+
+cdef int add_watch(Core *core, int fd, uint32_t mask) noexcept nogil:
+    """Watch the directory behind an O_PATH descriptor, for ``mask`` more than before; a negative errno on failure."""
+    cdef int wd
+    if fchdir(fd) != 0:
+        return -errno
+    wd = inotify_add_watch(core.inotify_fd, b".", mask | IN_MASK_ADD | IN_ONLYDIR)
+    return wd if wd >= 0 else -errno
+
+
+# ---- the walk's descriptors
+
+cdef int walk_init(Walk *walk, Core *core) noexcept nogil:
+    """Prepare the calling thread for walks: it gets a working directory of its own."""
+    memset(walk, 0, sizeof(Walk))
+    walk.core = core
+    walk.place_fd = -1
+    if unshare(CLONE_FS) != 0:
+        return errno
+    walk.entries = <char *>malloc(ENTRIES)
+    return 0 if walk.entries != NULL else ENOMEM
+
+
+cdef void chain_cut(Walk *walk, int count) noexcept nogil:
+    while walk.chain_count > count:
+        walk.chain_count -= 1
+        close(walk.chain_fd[walk.chain_count])
+
+
+cdef void chain_push(Walk *walk, uint32_t node, uint32_t serial, int fd) noexcept nogil:
+    cdef int i
+    if walk.chain_count == CHAIN:
+        close(walk.chain_fd[0])
+        walk.chain_count -= 1
+        for i in range(walk.chain_count):
+            walk.chain_node[i] = walk.chain_node[i + 1]
+            walk.chain_serial[i] = walk.chain_serial[i + 1]
+            walk.chain_fd[i] = walk.chain_fd[i + 1]
+    walk.chain_node[walk.chain_count] = node
+    walk.chain_serial[walk.chain_count] = serial
+    walk.chain_fd[walk.chain_count] = fd
+    walk.chain_count += 1
+
+
+cdef int chain_find(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
+    """The open descriptor of a node, closing what was opened after it; -1 when it is not open."""
+    cdef int i
+    for i in range(walk.chain_count - 1, -1, -1):
+        if walk.chain_node[i] == node and walk.chain_serial[i] == serial:
+            chain_cut(walk, i + 1)
+            return walk.chain_fd[i]
+    return -1
+
+
+cdef void walk_leave(Walk *walk) noexcept nogil:
+    """Close all that is inside a container."""
+    chain_cut(walk, 0)
+    if walk.place_fd >= 0:
+        close(walk.place_fd)
+        walk.place_fd = -1
+    walk.root = NULL
+    chdir(b"/")
+
+
+cdef void walk_free(Walk *walk) noexcept nogil:
+    walk_leave(walk)
+    free(walk.stack)
+    free(walk.entries)
+    buffer_free(&walk.path)
+
+
+cdef int walk_enter(Walk *walk, Root *root) noexcept nogil:
+    """Turn to the tree of ``root``; 0 or an errno."""
+    cdef int fd
+    if walk.root == root:
+        return 0
+    walk_leave(walk)
+    fd = place_open(root.subscription.place.pid, root.subscription.place.pidfd)
+    if fd < 0:
+        return -fd
+    walk.place_fd = fd
+    walk.root = root
+    return 0
+
+
+cdef int top_open(Walk *walk, Root *root) noexcept nogil:
+    """The subject path, its own links followed inside the container; a negative errno on failure."""
+    return lookup(walk.place_fd, root.path, O_PATH | (O_DIRECTORY if root.subscription.only_dir else 0),
+                  RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+
+
+cdef bint path_to(Walk *walk, uint32_t node) noexcept nogil:
+    """Put the names from below the subject path to ``node`` into walk.path, each with a zero byte behind it."""
+    cdef Core *core = walk.core
+    cdef size_t size = 0
+    cdef uint32_t at = node
+    cdef char *end
+    while core.nodes[at].parent:
+        size += <size_t>core.nodes[at].name_size + 1
+        at = core.nodes[at].parent
+    walk.path.size = 0
+    if not buffer_room(&walk.path, size):
+        return False
+    walk.path.size = size
+    end = walk.path.data + size
+    at = node
+    while core.nodes[at].parent:
+        end -= <size_t>core.nodes[at].name_size + 1
+        memcpy(end, core.nodes[at].name, <size_t>core.nodes[at].name_size + 1)
+        at = core.nodes[at].parent
+    return True
+
+
+cdef int descend(Walk *walk, int fd) noexcept nogil:
+    """Follow walk.path from ``fd``, which is closed, in pieces that the kernel takes."""
+    cdef size_t at = 0, piece, size
+    cdef int further
+    while at < walk.path.size:
+        piece = at
+        while True:
+            size = strlen(walk.path.data + piece)
+            if piece + size + 1 >= walk.path.size or piece + size + 1 - at > CHUNK:
+                break
+            walk.path.data[piece + size] = c'/'
+            piece += size + 1
+        further = below(fd, walk.path.data + at)
+        close(fd)
+        if further < 0:
+            return further
+        fd = further
+        at = piece + size + 1
+    return fd
+
+
+cdef bint is_same(Walk *walk, uint32_t node, uint32_t serial, int fd) noexcept nogil:
+    """Is the directory behind ``fd`` the one that ``node`` watches?"""
+    cdef Core *core = walk.core
+    cdef WdEntry *entry
+    cdef int wd = -1
+    cdef bint same = False
+    core_lock(core)
+    if node_is(core, node, serial) and core.nodes[node].wd >= 0:
+        entry = wd_find(core, core.nodes[node].wd)
+        wd = add_watch(core, fd, entry.mask)
+        same = wd == core.nodes[node].wd
+        if wd >= 0 and not same:
+            if wd_find(core, wd) == NULL:
+                inotify_rm_watch(core.inotify_fd, wd)
+            else:
+                wd_attach(core, wd, entry.mask, 0)
+    core_unlock(core)
+    return same
+
+
+cdef int node_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
+    """Open a watched directory by its path; ESTALE (negative) when the path leads to another one by now."""
+    cdef Core *core = walk.core
+    cdef bint known
+    cdef int fd
+    core_lock(core)
+    known = node_is(core, node, serial) and core.nodes[node].wd >= 0 and path_to(walk, node)
+    core_unlock(core)
+    if not known:
+        return -ESTALE
+    fd = top_open(walk, walk.root)
+    if fd < 0:
+        return fd
+    fd = descend(walk, fd)
+    if fd >= 0 and not is_same(walk, node, serial, fd):
+        close(fd)
+        return -ESTALE
+    return fd
+
+
+cdef int parent_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
+    """The descriptor of a parent, from the chain or opened into it; a negative errno on failure."""
+    cdef int fd = chain_find(walk, node, serial)
+    if fd >= 0:
+        return fd
+    chain_cut(walk, 0)
+    fd = node_open(walk, node, serial)
+    if fd >= 0:
+        chain_push(walk, node, serial, fd)
+    return fd
+
+
+# ---- one directory
+
+cdef bint stack_push(Walk *walk, uint32_t node) noexcept nogil:
+    cdef Job *grown
+    if walk.stack_count == walk.stack_capacity:
+        grown = <Job *>realloc(walk.stack, <size_t>(walk.stack_capacity * 2 + 64) * sizeof(Job))
+        if grown == NULL:
+            walk.error = ENOMEM
+            return False
+        walk.stack = grown
+        walk.stack_capacity = walk.stack_capacity * 2 + 64
+    walk.stack[walk.stack_count].node = node
+    walk.stack[walk.stack_count].serial = walk.core.nodes[node].serial
+    walk.stack_count += 1
+    return True
+
+
+cdef void failed(Walk *walk, uint32_t node, int error) noexcept nogil:
+    """A directory could not be watched (with the lock held): remember it for the caller, or tell the operator."""
+    if walk.initial and (error == ENOSPC or error == ENOMEM):
+        walk.error = error
+    else:
+        notice_push(walk.core, NOTICE_LIMIT, walk.core.nodes[node].root.subscription.number, error, 0, node)
+
+
+cdef void lost(Walk *walk, uint32_t node, uint32_t serial, int error) noexcept nogil:
+    """The directory was not found where the tree has it: its events, still in the queue, will tell why."""
+    cdef Core *core = walk.core
+    cdef bint gone = error == ENOENT or error == ENOTDIR or error == ELOOP
+    core_lock(core)
+    if node_is(core, node, serial):
+        if gone or error == ESTALE:
+            if gone and core.nodes[node].wd >= 0:
+                while core.nodes[node].first_child:
+                    node_free_tree(core, core.nodes[node].first_child)
+                wd_detach(core, node)
+            retry_push(core, node, gone)
+        elif error != ESRCH:
+            failed(walk, node, error)
+    core_unlock(core)
+
+
+cdef uint32_t other_place(Core *core, uint32_t node, int wd) noexcept nogil:
+    """Another node of the same tree that holds this watch descriptor, or 0."""
+    cdef WdEntry *entry = wd_find(core, wd)
+    cdef uint32_t other = entry.first if entry != NULL else 0
+    while other and (other == node or core.nodes[other].root != core.nodes[node].root):
+        other = core.nodes[other].next_on_wd
+    return other
+
+
+cdef bint take_over(Walk *walk, uint32_t node, uint32_t serial, uint32_t other) noexcept nogil:
+    """A directory was found at ``node`` that the tree has at ``other``; called with the lock held.
+
+    Either the tree is behind the file system: then the watch and what is below move here, and ``other`` is looked at
+    again. Or the directory really is at both places (a bind mount): then the first one keeps it. True when taken over.
+    """
+    cdef Core *core = walk.core
+    cdef uint32_t other_serial = core.nodes[other].serial, child
+    cdef int fd, wd = core.nodes[other].wd
+    cdef uint32_t mask
+    if node_below(core, node, other) or node_below(core, other, node):
+        return False
+    if not core.nodes[other].flags & (NODE_LIMBO | NODE_DISPLACED):
+        core_unlock(core)
+        fd = node_open(walk, other, other_serial)
+        if fd >= 0:
+            close(fd)
+        core_lock(core)
+        if fd >= 0 or not node_is(core, node, serial) or not node_is(core, other, other_serial):
+            return False
+        if core.nodes[other].wd != wd:
+            return False
+    mask = wd_find(core, wd).mask
+    wd_attach(core, wd, mask, node)
+    wd_detach(core, other)
+    core.nodes[node].flags |= core.nodes[other].flags & NODE_QUIET
+    while core.nodes[other].first_child:
+        child = core.nodes[other].first_child
+        node_move(core, child, node, core.nodes[child].name, core.nodes[child].name_size)
+    if not core.nodes[other].flags & (NODE_LIMBO | NODE_DISPLACED):
+        job_push(core, other)
+    return True
+
+
+cdef uint32_t wanted(const Subscription *subscription, bint quiet) noexcept nogil:
+    cdef uint32_t mask = subscription.mask
+    if subscription.recursive:
+        mask |= STRUCTURE
+        if quiet:
+            mask &= ~NOISY
+    if subscription.follow_move:
+        mask |= IN_MOVE_SELF
+    return mask
+
+
+cdef int arm(Walk *walk, uint32_t node, uint32_t serial, int fd, const char *name, int parent_wd) noexcept nogil:
+    """Watch the directory behind ``fd`` as ``node``. Returns its watch descriptor when it is to be listed, else -1."""
+    cdef Core *core = walk.core
+    cdef Subscription *subscription = walk.root.subscription
+    cdef WdEntry *parent
+    cdef uint32_t other
+    cdef uint32_t mask = wanted(subscription, core.nodes[node].wd < 0)
+    cdef int wd = add_watch(core, fd, mask)
+    if wd < 0:
+        failed(walk, node, -wd)
+        return -1
+    if core.nodes[node].wd == wd:
+        wd_attach(core, wd, mask, 0)
+        core.nodes[node].flags &= <unsigned char>~NODE_QUIET
+        core.nodes[node].attempts = 0
+        return -1
+    if core.nodes[node].wd >= 0:        # the tree had another directory here
+        while core.nodes[node].first_child:
+            node_free_tree(core, core.nodes[node].first_child)
+        wd_detach(core, node)
+    other = other_place(core, node, wd)
+    if other:
+        if wd_attach(core, wd, mask, 0) != NULL:
+            take_over(walk, node, serial, other)
+        return -1
+    if wd_attach(core, wd, mask, node) == NULL:
+        failed(walk, node, ENOMEM)
+        return -1
+    core.nodes[node].attempts = 0
+    if subscription.mask & NOISY:
+        core.nodes[node].flags |= NODE_QUIET
+    if core.nodes[node].flags & NODE_CREATED:
+        window_open(core, node)
+    if core.noisy:
+        parent = wd_find(core, parent_wd) if parent_wd >= 0 else NULL
+        if parent != NULL and parent.mask & NOISY:
+            echo_expect(core, walk, parent_wd, name)
+        if wd_find(core, wd).mask & NOISY:
+            echo_expect(core, walk, wd, NULL)
+    subscription.directories += 1
+    return wd
+
+
+cdef void note_entries(Walk *walk, uint32_t node, int fd, const char *entries, long size) noexcept nogil:
+    """Take one read of a directory into the tree; called with the lock held."""
+    cdef Core *core = walk.core
+    cdef Root *root = core.nodes[node].root
+    cdef Subscription *subscription = root.subscription
+    cdef Window *window = window_find(core, node) if core.windows != NULL else NULL
+    cdef uint32_t depth = node_depth(core, node)
+    cdef bint deeper = depth < DEPTH_MAX and (subscription.max_depth == 0 or depth < <uint32_t>subscription.max_depth)
+    cdef const dirent64 *entry
+    cdef const char *end = entries + size
+    cdef stat_t status
+    cdef size_t length
+    cdef bint directory
+    cdef uint32_t child
+    while entries < end:
+        entry = <const dirent64 *>entries
+        entries += entry.d_reclen
+        length = strlen(entry.d_name)
+        if entry.d_name[0] == c'.' and (length == 1 or (length == 2 and entry.d_name[1] == c'.')):
+            continue
+        directory = entry.d_type == DT_DIR
+        if entry.d_type == DT_UNKNOWN:
+            directory = fstatat(fd, entry.d_name, &status, AT_SYMLINK_NOFOLLOW) == 0 and S_ISDIR(status.st_mode)
+        if window != NULL and window_name(core, window, entry.d_name, length) == NULL:
+            window_add(core, window, entry.d_name, length, directory)
+        if not directory or is_ignored(subscription, entry.d_name, length):
+            continue
+        if not deeper:
+            if depth == DEPTH_MAX:
+                notice_push(core, NOTICE_DEPTH, subscription.number, 0, DEPTH_MAX, node)
+            continue
+        child = node_find(core, node, entry.d_name, length)
+        if child == 0:
+            child = node_new(core, node, root, entry.d_name, length)
+            if child == 0:
+                walk.error = ENOMEM
+                return
+            if window != NULL:
+                core.nodes[child].flags |= NODE_CREATED
+        elif core.nodes[child].wd >= 0 or core.nodes[child].flags & NODE_QUEUED:
+            continue
+        stack_push(walk, child)
+
+
+cdef void list_directory(Walk *walk, uint32_t node, uint32_t serial, int fd, int wd) noexcept nogil:
+    """Read a directory that was just armed, and close what stands open in the queue because of it."""
+    cdef Core *core = walk.core
+    cdef Window *window
+    cdef Echo *echo
+    cdef long size = 0
+    cdef int reads = 0, error = 0
+    cdef int reading = openat(fd, b".", O_RDONLY | O_DIRECTORY | O_NONBLOCK | O_CLOEXEC)
+    if reading < 0:
+        error = errno
+    while reading >= 0:
+        size = syscall(SYS_getdents64, reading, walk.entries, ENTRIES)
+        reads += 1
+        if size <= 0:
+            break
+        core_lock(core)
+        if node_is(core, node, serial) and core.nodes[node].wd == wd:
+            note_entries(walk, node, reading, walk.entries, size)
+        core_unlock(core)
+    if reading >= 0:
+        close(reading)
+    if not error and not core.windows and not core.echoes:
+        return                          # nothing of ours can stand open: only this thread opens it for this node
+    core_lock(core)
+    if node_is(core, node, serial):
+        window = window_find(core, node)
+        if window != NULL and window.fence == 0:
+            window.fence = fence_place(core)
+        if error:
+            failed(walk, node, error)
+    echo = core.echoes
+    while echo != NULL:
+        if echo.fence == 0 and echo.walk == walk:
+            echo.accesses = max(0, reads - ((1 << 30) - echo.accesses))
+            echo.fence = fence_place(core)
+        echo = echo.next
+    core_unlock(core)
+
+
+cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
+    """Bring one directory in line with the file system: arm and list it, or check that it is where the tree has it."""
+    cdef Core *core = walk.core
+    cdef Root *root
+    cdef uint32_t parent, parent_serial
+    cdef char name[256]
+    cdef int parent_fd, fd, error, parent_wd, wd = -1
+    core_lock(core)
+    if not node_is(core, node, serial) or core.nodes[node].root.subscription.cancelled:
+        core_unlock(core)
+        return
+    core.nodes[node].flags &= <unsigned char>~(NODE_QUEUED | NODE_MOVED)
+    root = core.nodes[node].root
+    parent = core.nodes[node].parent
+    if parent == 0 or core.nodes[node].flags & (NODE_LIMBO | NODE_DISPLACED):
+        core_unlock(core)
+        return
+    parent_serial = core.nodes[parent].serial
+    memcpy(name, core.nodes[node].name, <size_t>core.nodes[node].name_size + 1)
+    core_unlock(core)
+
+    error = walk_enter(walk, root)
+    parent_fd = parent_open(walk, parent, parent_serial) if not error else -error
+    if parent_fd < 0:
+        if parent_fd == -ENOENT or parent_fd == -ENOTDIR or parent_fd == -ELOOP:
+            parent_fd = -ESTALE         # the tree is behind on the way there
+        lost(walk, node, serial, -parent_fd)
+        return
+    fd = below(parent_fd, name)
+    if fd < 0:
+        lost(walk, node, serial, -fd)
+        return
+    core_lock(core)
+    if node_is(core, node, serial) and not root.subscription.cancelled:
+        if core.nodes[node].flags & (NODE_MOVED | NODE_LIMBO | NODE_DISPLACED):
+            retry_push(core, node, False)
+        else:
+            parent_wd = core.nodes[parent].wd if node_is(core, parent, parent_serial) else -1
+            wd = arm(walk, node, serial, fd, name, parent_wd)
+    core_unlock(core)
+    if wd < 0:
+        close(fd)
+        return
+    chain_push(walk, node, serial, fd)
+    list_directory(walk, node, serial, fd, wd)
+
+
+cdef void drain_stack(Walk *walk) noexcept nogil:
+    cdef Job job
+    while walk.stack_count and not walk.error and not load_int(&walk.core.stopping):
+        walk.stack_count -= 1
+        job = walk.stack[walk.stack_count]
+        step(walk, job.node, job.serial)
+    walk.stack_count = 0
+
+
+cdef void finish(Walk *walk, uint32_t top, uint32_t serial) noexcept nogil:
+    """After all reads of a tree are over, ask for the events that these reads would have caused."""
+    cdef Core *core = walk.core
+    cdef uint32_t node
+    core_lock(core)
+    if node_is(core, top, serial) and core.nodes[top].root.subscription.mask & NOISY:
+        node = top
+        while node:
+            if core.nodes[node].flags & NODE_QUIET and core.nodes[node].wd >= 0 and core.nodes[node].parent:
+                stack_push(walk, node)
+            node = node_next(core, top, node)
+    core_unlock(core)
+    drain_stack(walk)
+
+
+# ---- entry points
+
+cdef bint subject_is_ignored(const Root *root) noexcept nogil:
+    cdef const char *name = strrchr(root.path, c'/') + 1
+    return root.subscription.recursive and is_ignored(root.subscription, name, strlen(name))
+
+
+cdef int watch_file(Core *core, int fd, uint32_t mask) noexcept nogil:
+    """Watch what is behind an O_PATH descriptor, directory or not."""
+    cdef char path[40]
+    cdef int wd
+    snprintf(path, sizeof(path), b"/proc/self/fd/%d", fd)
+    wd = inotify_add_watch(core.inotify_fd, path, mask | IN_MASK_ADD)
+    return wd if wd >= 0 else -errno
+
+
+cdef int arm_top(Walk *walk, Root *root, int fd, bint directory) noexcept nogil:
+    """Watch the subject path itself, with the lock held; its watch descriptor or a negative errno."""
+    cdef Core *core = walk.core
+    cdef uint32_t mask = wanted(root.subscription, directory)
+    cdef int wd = watch_file(core, fd, mask)
+    if wd < 0:
+        return wd
+    root.top = node_new(core, 0, root, NULL, 0)
+    if root.top == 0 or wd_attach(core, wd, mask, root.top) == NULL:
+        return -ENOMEM
+    if root.subscription.follow_move and root.follow_fd < 0:
+        root.follow_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0)
+    if directory:
+        root.subscription.directories += 1
+        if core.noisy and wd_find(core, wd).mask & NOISY:
+            echo_expect(core, walk, wd, NULL)
+    return wd
+
+
+cdef int walk_root(Walk *walk, Root *root) noexcept nogil:
+    """Arm a subject path and, when asked for, what is below it. 0 or the errno that kept the path from being watched.
+
+    walk.error is set when the kernel had no watch left for something below.
+    """
+    cdef Core *core = walk.core
+    cdef Subscription *subscription = root.subscription
+    cdef stat_t status
+    cdef uint32_t serial = 0
+    cdef bint tree
+    cdef int fd, wd = -ENOENT, error = walk_enter(walk, root)
+    if error or subject_is_ignored(root):
+        return error
+    fd = top_open(walk, root)
+    if fd < 0:
+        return -fd
+    if fstat(fd, &status) != 0:
+        error = errno
+        close(fd)
+        return error
+    tree = subscription.recursive and S_ISDIR(status.st_mode)
+    core_lock(core)
+    if not subscription.cancelled and root.top == 0:
+        wd = arm_top(walk, root, fd, tree)
+        serial = core.nodes[root.top].serial
+    core_unlock(core)
+    if wd < 0:
+        close(fd)
+        if wd == -ENOSPC or wd == -ENOMEM:
+            walk.error = -wd
+        return -wd
+    if not tree:
+        close(fd)
+        return 0
+    chain_push(walk, root.top, serial, fd)
+    list_directory(walk, root.top, serial, fd, wd)
+    drain_stack(walk)
+    finish(walk, root.top, serial)
+    if subscription.mask & NOISY and not walk.error:
+        make_loud(walk, root, serial)
+    return 0
+
+
+cdef void make_loud(Walk *walk, Root *root, uint32_t serial) noexcept nogil:
+    """The last step of a first walk: the subject path itself gets the events that the walk would have caused."""
+    cdef Core *core = walk.core
+    cdef uint32_t mask = wanted(root.subscription, False)
+    cdef int wd, fd = top_open(walk, root)
+    if fd < 0:
+        return
+    if is_same(walk, root.top, serial, fd):
+        core_lock(core)
+        if node_is(core, root.top, serial):
+            wd = add_watch(core, fd, mask)
+            if wd >= 0:
+                wd_attach(core, wd, mask, 0)
+        core_unlock(core)
+    close(fd)
+
+
+cdef void walk_job(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
+    """What the reader found changed: one directory, and what turns out to be new below it."""
+    cdef Core *core = walk.core
+    cdef Subscription *subscription = NULL
+    core_lock(core)
+    if node_is(core, node, serial):
+        subscription = core.nodes[node].root.subscription
+        subscription.users += 1
+    core_unlock(core)
+    if subscription == NULL:
+        return
+    walk.error = 0
+    step(walk, node, serial)
+    drain_stack(walk)
+    finish(walk, node, serial)
+    walk_leave(walk)
+    core_lock(core)
+    subscription.users -= 1
+    core_unlock(core)
+
+
+cdef bint remove_watches(Core *core) noexcept nogil:
+    """Give some unused watches back to the kernel; a few at a time, since each leaves an event in the queue."""
+    cdef WdEntry *entry
+    cdef int count = 0
+    cdef int wd
+    while core.removal_count and count < REMOVALS:
+        core.removal_count -= 1
+        wd = core.removals[core.removal_count]
+        entry = wd_find(core, wd)
+        if entry != NULL and entry.first == 0:      # not taken into use again in the meantime
+            wd_forget(core, wd)
+            inotify_rm_watch(core.inotify_fd, wd)
+        count += 1
+    return core.removal_count > 0
+
+
+cdef void *walker(void *argument) noexcept nogil:
+    """The life of the walker thread: what the reader found changed, and watches that nobody uses any more."""
+    cdef Core *core = <Core *>argument
+    cdef Walk walk
+    cdef Job job
+    cdef bint more
+    if walk_init(&walk, core) != 0:
+        walk_free(&walk)
+        return NULL
+    while not load_int(&core.stopping):
+        pthread_mutex_lock(&core.data)
+        while not core.stopping and core.removal_count == 0 and core.job_count == 0:
+            pthread_cond_wait(&core.work, &core.data)
+        if core.job_count:
+            job = core.jobs[core.job_first]
+            core.job_first = (core.job_first + 1) % core.job_capacity
+            core.job_count -= 1
+            pthread_mutex_unlock(&core.data)
+            walk_job(&walk, job.node, job.serial)
+            continue
+        more = remove_watches(core)
+        pthread_mutex_unlock(&core.data)
+        if more:
+            usleep(200)
+    walk_free(&walk)
+    return NULL
