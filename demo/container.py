@@ -23,7 +23,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 from demo.rootfs import find_busybox
 
@@ -59,6 +59,8 @@ def missing_for_runc() -> str:
 class Container(ABC):
     """A running container: its id, its init process on the host, its root. Leaving the context removes all of it."""
 
+    scheme: ClassVar[str]
+
     def __init__(self, template: Path, *, cgroup: str = "") -> None:
         """Nothing runs yet. ``template`` is a root filesystem to copy; ``cgroup`` may hold ``{id}``."""
         self.id: Final = secrets.token_hex(32)
@@ -69,8 +71,8 @@ class Container(ABC):
 
     @property
     def uri(self) -> str:
-        """The id as a kubelet would give it for this runtime."""
-        return self.uri_as("runc")
+        """The id with the name of what runs the container before it, as a kubelet writes ids."""
+        return self.uri_as(self.scheme)
 
     def uri_as(self, scheme: str) -> str:
         """The same id under another runtime's scheme, e.g. ``cri-o``."""
@@ -149,6 +151,8 @@ class Container(ABC):
 class RuncContainer(Container):
     """A container of Debian's runc, in its own pid, mount, network, ipc and uts namespaces."""
 
+    scheme = "runc"
+
     def _start(self, folder: Path) -> int:
         (folder / "config.json").write_text(json.dumps(oci_spec(self.cgroup)))
         pid_file = folder / "init.pid"
@@ -180,6 +184,8 @@ class RuncContainer(Container):
 
 class ProcessContainer(Container):
     """The next best thing where there is no runc: a process in its own pid and mount namespace, root and cgroup."""
+
+    scheme = "process"
 
     def _start(self, folder: Path) -> int:
         hierarchy = self._writable_hierarchy()
@@ -220,7 +226,9 @@ class ProcessContainer(Container):
             self._unshare.wait()
 
     def _enter_command(self) -> list[str]:
-        return ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--root", "--wd"]
+        space = f"--target={self.pid}"
+        # nsenter looks for the command inside, with our PATH: env gives it the container's.
+        return ["nsenter", space, "--mount", "--pid", "--root", "--wd", "/bin/busybox", "env", "-i", "PATH=/bin"]
 
 
 def kill_and_wait(pid: int) -> None:

@@ -1,6 +1,7 @@
 """The demo: a daemon, a real container, file work inside it, and what the daemon reports of that."""
 
 import contextlib
+import os
 import re
 import shutil
 import tempfile
@@ -146,6 +147,8 @@ def _tell(terminal: Terminal, stack: contextlib.ExitStack) -> None:
 
 
 def _start_container(terminal: Terminal, stack: contextlib.ExitStack) -> Container:
+    if os.geteuid() != 0:
+        raise DemoError("run this as root: containers, and looking into them, take it")
     folder = Path(tempfile.mkdtemp(prefix="argusd-demo-"))
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
     make_rootfs(folder / "rootfs")
