@@ -101,15 +101,14 @@ def container_sets(watches: Iterable[Watch]) -> list[list[Watch]]:
     """Group watches that have containers in common, directly or through one another: each group is one pod."""
     groups: list[tuple[set[Identity], list[Watch]]] = []
     for watch in watches:
-        members, together = set(watch.members), [watch]
-        apart = []
+        members, together, apart = set(watch.members), [], []
         for group in groups:
             if group[0].isdisjoint(members):
                 apart.append(group)
             else:
                 members |= group[0]
-                together = group[1] + together
-        groups = [*apart, (members, together)]
+                together += group[1]
+        groups = [*apart, (members, [*together, watch])]
     return [together for _, together in groups]
 
 
