@@ -42,6 +42,8 @@ class Engine:
         """An eventfd that is readable when counts or notices wait. Read it with :meth:`acknowledge`."""
     def acknowledge(self) -> None:
         """Reset the eventfd."""
+    def want_counts(self, wanted: bool) -> None:  # noqa: FBT001  (a setter)
+        """Whether counts are to make the eventfd readable (the default); they are kept all the same."""
     def subscribe(
         self,
         encoder: Encoder,

@@ -145,6 +145,7 @@ cdef class Engine:
         self.reader.counted_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if self.reader.stop_fd < 0 or self.reader.counted_fd < 0:
             raise OSError(errno, "no eventfd: " + os.strerror(errno))
+        self.reader.wanted = 1
         self.reader.sink_count = output.count
         for i in range(output.count):
             self.reader.sinks[i] = output.sinks[i]
