@@ -85,5 +85,7 @@ class Engine:
         """
     def statistics(self) -> dict[str, int]:
         """Counters since the start: ``reads``, ``events``, ``lines``, ``overflows``, and the current ``watches``, ``nodes``."""
+    def settled(self) -> bool:
+        """Whether everything that the kernel has told so far is handled, listings of new directories included."""
     def close(self, drain_s: float = ...) -> None:
         """Report what the kernel has queued already, stop the reader, close every descriptor. May be called twice."""

@@ -25,6 +25,7 @@ from argusd._tree cimport (
     EVENT_KINDS,
     Core,
     Counter,
+    Limbo,
     NoticeEntry,
     Place,
     Root,
@@ -34,6 +35,7 @@ from argusd._tree cimport (
     core_lock,
     core_unlock,
     node_free_tree,
+    node_is,
 )
 from argusd._walk cimport Walk, openat2_works, walk_free, walk_init, walk_root, walker
 from argusd.includes.linux cimport (
@@ -417,6 +419,24 @@ cdef class Engine:
             "watches": watches,
             "nodes": nodes,
         }
+
+    def settled(self):
+        cdef bint busy
+        cdef pollfd waiter
+        cdef Limbo *limbo
+        waiter.fd, waiter.events = self.core.inotify_fd, POLLIN
+        with nogil:
+            core_lock(&self.core)
+            busy = (self.core.job_count > 0 or self.core.working > 0 or self.core.removal_count > 0
+                    or self.core.windows != NULL or self.core.retries != NULL or self.core.echoes != NULL
+                    or self.core.fence_passed != self.core.fence_placed)
+            limbo = self.core.limbo
+            while limbo != NULL:
+                busy = busy or node_is(&self.core, limbo.node, limbo.serial)
+                limbo = limbo.next
+            busy = busy or poll(&waiter, 1, 0) > 0
+            core_unlock(&self.core)
+        return not busy
 
     # ---- the end
 

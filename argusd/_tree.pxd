@@ -186,6 +186,7 @@ cdef struct Core:
     uint32_t job_first
     uint32_t job_count
     uint32_t job_capacity
+    int working                 # jobs and first walks that are being carried out
 
     Window *windows
     Echo *echoes

@@ -793,8 +793,12 @@ cdef void *walker(void *argument) noexcept nogil:
             job = core.jobs[core.job_first]
             core.job_first = (core.job_first + 1) % core.job_capacity
             core.job_count -= 1
+            core.working += 1
             pthread_mutex_unlock(&core.data)
             walk_job(&walk, job.node, job.serial)
+            core_lock(core)
+            core.working -= 1
+            core_unlock(core)
             continue
         more = remove_watches(core)
         pthread_mutex_unlock(&core.data)
