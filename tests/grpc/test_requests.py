@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -172,7 +171,7 @@ def test_a_name_in_a_request_cannot_forge_a_line(daemon: Daemon, pid: int, tmp_p
 
 
 def test_an_unknown_method_is_unimplemented(daemon: Daemon) -> None:
-    with pytest.raises(grpc.RpcError) as failure, contextlib.closing(daemon.new_channel()) as channel:
-        call: Any = channel.unary_unary("/argus.Argusd/Nothing", request_serializer=None, response_deserializer=None)
+    call: Any = daemon.channel.unary_unary("/argus.Argusd/Nothing", request_serializer=None, response_deserializer=None)
+    with pytest.raises(grpc.RpcError) as failure:
         call(b"", timeout=WAIT_S)
     assert failure.value.code() == grpc.StatusCode.UNIMPLEMENTED
