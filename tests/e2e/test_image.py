@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import grpc
 import pytest
 
 from argusd.proto import argus_pb2
-from demo.daemon import free_port
-from tests.e2e.client import SERVING, START_TIMEOUT_S, create_watch, first_message, health
+from tests.daemon import Daemon
+from tests.e2e.client import SERVING, create_watch, first_message, health
 from tests.e2e.place import Place
 from tests.e2e.runtimes import Docker
 
@@ -64,26 +63,34 @@ def test_is_small_and_holds_one_file(docker: Docker, image: str, tmp_path: Path)
 
 
 def test_serves_and_watches_another_container(docker: Docker, image: str, tmp_path: Path) -> None:
-    address = f"127.0.0.1:{free_port()}"
-    agent = docker._docker("run", "--detach", "--network=host", *NODE_AGENT, image, "/argusd", f"-address={address}")
+    # In the foreground: docker's client passes signals, the log and the exit code on.
+    name = "argusd-under-test"
+    run = (
+        "docker",
+        f"--host=unix://{docker._socket}",
+        "run",
+        f"--name={name}",
+        "--network=host",
+        *NODE_AGENT,
+        image,
+        "/argusd",
+    )
     try:
-        with grpc.insecure_channel(address) as channel:
-            grpc.channel_ready_future(channel).result(START_TIMEOUT_S)
-            assert health(channel) == SERVING
+        with Daemon("-log_dir=/tmp", command=docker.place.enter(*run)) as daemon:
+            assert health(daemon.channel) == SERVING
 
             box = docker.run()
             subject = argus_pb2.ArgusWatcherSubject(path=["/root"], event=["create"])
             config = argus_pb2.ArgusdConfig(
                 name="w", nodeName="n", podName="p", cid=[docker.uri(box)], subject=[subject]
             )
-            assert list(create_watch(channel, config).pid) == [docker.pid(box)]
-            message = first_message(channel, lambda name: docker.exec(box, "touch", f"/root/{name}"))
+            assert list(create_watch(daemon.channel, config).pid) == [docker.pid(box)]
+            message = first_message(daemon.channel, lambda name: docker.exec(box, "touch", f"/root/{name}"))
             assert (message.argusWatcher, message.event, message.nodeName) == ("w", "create", "n")
+            daemon.wait_for_text("CREATE file '/root/0' (p:n)")
             docker.remove(box)
-        docker._docker("stop", agent)
-        assert docker._docker("inspect", "--format={{.State.ExitCode}}", agent) == "0"
-        docker._docker("cp", f"{agent}:/tmp", str(tmp_path / "left"))
+            assert daemon.stop() == 0
+        docker._docker("cp", f"{name}:/tmp", str(tmp_path / "left"))
         assert {path.name for path in (tmp_path / "left").iterdir()} == {"argusd.INFO"}
-        assert "CREATE file '/root/0' (p:n)" in (tmp_path / "left" / "argusd.INFO").read_text()
     finally:
-        docker._docker("rm", "--force", agent)
+        docker._docker("rm", "--force", name)
