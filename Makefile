@@ -78,6 +78,6 @@ $(STAMPS)/native: $(STAMPS)/venv $(NATIVE_SOURCES)
 dist/argusd: $(STAMPS)/native $(PROGRAM_SOURCES)
 	@packaging/binary.sh
 
-build/argusd-image.tar: $(NATIVE_SOURCES) $(PROGRAM_SOURCES) $(IMAGE_SOURCES) constraints.txt
+build/argusd-image.tar: $(NATIVE_SOURCES) $(PROGRAM_SOURCES) $(IMAGE_SOURCES) constraints.txt | $(STAMPS)/venv
 	@packaging/debian-packages.sh image
 	@packaging/image.sh
