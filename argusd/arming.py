@@ -31,6 +31,7 @@ __all__ = [
     "NoContainerError",
     "Outcome",
     "RequestRefusedError",
+    "StoppingError",
     "Subscription",
     "WatchEngine",
     "WatchKey",
@@ -87,6 +88,10 @@ class AccessDeniedError(RequestRefusedError):
     """The daemon may not look into the container."""
 
 
+class StoppingError(RequestRefusedError):
+    """The daemon is about to end."""
+
+
 @dataclass(frozen=True, slots=True)
 class WatchKey:
     """What a request calls its watch; not unique, since a pod's namespace is not part of it."""
@@ -138,6 +143,11 @@ class Arming:
         self._switcher = ThreadPoolExecutor(1, thread_name_prefix="switch")
         self._live: dict[int, WatchKey] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """Leave the engine alone from now on: it ends, and all its watches with it."""
+        self._closed = True
 
     def owner(self, number: int) -> WatchKey | None:
         """Return whose subscription this is; None when it is gone."""
@@ -147,7 +157,7 @@ class Arming:
         """Let ``on`` report and free ``off``. The order of calls is kept, also among tasks."""
         for number in off:
             self._live.pop(number, None)
-        if on or off:
+        if (on or off) and not self._closed:
             await self._loop.run_in_executor(self._switcher, self._engine.switch, on, off)
 
     async def arm(
@@ -163,6 +173,8 @@ class Arming:
         Returns at ``answer_by`` (loop time) at the latest; what is not done then goes on, and says when it is.
         Raises RequestRefusedError with everything taken back.
         """
+        if self._closed:
+            raise StoppingError("the daemon is stopping")
         walks: list[_Walk] = []
         tasks: list[asyncio.Task[None]] = []
         try:

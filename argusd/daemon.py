@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -28,10 +29,10 @@ logger = logging.getLogger("argusd.daemon")
 
 # How often the engine's counts are taken over: often enough for a reader of metrics, seldom enough to batch.
 _DRAIN_EVERY_S: Final = 0.005
-_IDLE_EVERY_S: Final = 0.05
 
 # The end, within 5 s altogether.
-_DRAIN_S: Final = 1.0  # what the kernel has queued
+_SETTLE_S: Final = 0.5
+_DRAIN_S: Final = 0.5  # what the kernel has queued
 _STREAMS_S: Final = 2.0  # what clients have still to be sent
 _OUTPUT_S: Final = 0.75  # what the log has still to be written
 _STOP_S: Final = 4.5
@@ -88,7 +89,7 @@ class _Daemon:
         pump = _Pump(engine, metrics, arming)
         self._say_hello(address, secure=credentials is not None)
         await stop.wait()
-        await self._stop(engine, server, metrics, pump)
+        await self._stop(engine, server, metrics, pump, arming)
 
     def _engine(self) -> Engine:
         try:
@@ -124,16 +125,26 @@ class _Daemon:
             asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
         return stop
 
-    async def _stop(self, engine: Engine, server: Server, metrics: Metrics, pump: _Pump) -> None:
+    async def _stop(self, engine: Engine, server: Server, metrics: Metrics, pump: _Pump, arming: Arming) -> None:
         """Refuse new calls, report what the kernel has queued, let streams send what is pending, write it all out."""
         stopping = asyncio.create_task(server.stop(_STREAMS_S))
         await asyncio.sleep(0)
+        arming.close()
+        await self._settle(engine)
         pump.close()
+        metrics.drain()
         await asyncio.get_running_loop().run_in_executor(None, engine.close, _DRAIN_S)
         metrics.finish()
         await stopping
         logger.info("Stopped")
         await asyncio.get_running_loop().run_in_executor(None, self._output.close, _OUTPUT_S)
+
+    async def _settle(self, engine: Engine) -> None:
+        """Wait until what has happened so far is reported, so that it is counted too while streams can be sent it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_S):
+                while not engine.settled():  # noqa: ASYNC110  (the reader does not tell)
+                    await asyncio.sleep(_DRAIN_EVERY_S)
 
 
 class _Pump:
@@ -165,7 +176,7 @@ class _Pump:
             self._warn(notice)
         # Counts pile up in the engine at no cost; the next look waits a little, so that each brings many.
         self._loop.remove_reader(self._engine.fileno())
-        self._timer = self._loop.call_later(_DRAIN_EVERY_S if self._metrics.active else _IDLE_EVERY_S, self._listen)
+        self._timer = self._loop.call_later(_DRAIN_EVERY_S, self._listen)
 
     def _warn(self, notice: Notice) -> None:
         owner = self._arming.owner(notice.subscription) or ""

@@ -27,6 +27,9 @@ class CountSource(Protocol):
     def free_counter(self, counter: int) -> None:
         """Give a set of counts back."""
 
+    def want_counts(self, wanted: bool) -> None:  # noqa: FBT001  (the native face)
+        """Tell whether somebody waits for counts; they are kept all the same."""
+
     def drain_counts(self) -> list[tuple[int, int, int]]:
         """Return (counter, event index, events) since the last call."""
 
@@ -83,6 +86,7 @@ class Metrics:
         self._by_number: dict[int, _Counter] = {}
         self._messages: dict[tuple[int, int], bytes] = {}
         self._streams: set[Stream] = set()
+        source.want_counts(False)
 
     @property
     def active(self) -> bool:
@@ -117,11 +121,13 @@ class Metrics:
         self.drain()  # what happened before goes to the others only
         stream = Stream()
         self._streams.add(stream)
+        self._source.want_counts(True)
         return stream
 
     def unsubscribe(self, stream: Stream) -> None:
         """Forget a stream, whatever it had not been sent."""
         self._streams.discard(stream)
+        self._source.want_counts(bool(self._streams))
 
     def drain(self) -> None:
         """Hand what the engine counted to every stream."""

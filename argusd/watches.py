@@ -11,7 +11,14 @@ from typing import Any, Final, TypeAlias, TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
-from argusd.arming import AccessDeniedError, LimitReachedError, NoContainerError, RequestRefusedError, WatchKey
+from argusd.arming import (
+    AccessDeniedError,
+    LimitReachedError,
+    NoContainerError,
+    RequestRefusedError,
+    StoppingError,
+    WatchKey,
+)
 from argusd.containers import AmbiguousId, Container, find, open_pid
 from argusd.metrics import Metrics
 from argusd.proto import argus_pb2
@@ -37,6 +44,7 @@ _CODES: Final = (
     (AmbiguousId, grpc.StatusCode.INVALID_ARGUMENT, logging.DEBUG),
     (NoContainerError, grpc.StatusCode.NOT_FOUND, logging.DEBUG),
     (LimitReachedError, grpc.StatusCode.RESOURCE_EXHAUSTED, logging.WARNING),
+    (StoppingError, grpc.StatusCode.UNAVAILABLE, logging.DEBUG),
     (AccessDeniedError, grpc.StatusCode.PERMISSION_DENIED, logging.WARNING),
     (PermissionError, grpc.StatusCode.PERMISSION_DENIED, logging.WARNING),
     (RequestRefusedError, grpc.StatusCode.INTERNAL, logging.WARNING),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,7 +133,10 @@ def test_a_client_that_does_not_read_loses_nothing_and_costs_little(
         before = memory_bytes(daemon.pid)
         append(tmp_path, BACKLOG)
         assert quick.read(BACKLOG).total() == BACKLOG
-        assert memory_bytes(daemon.pid) - before < MOST_GROWTH_BYTES
+        # Lines that wait to be written have their own bound, and give the memory back when they are out.
+        deadline = time.monotonic() + WAIT_S
+        while (growth := memory_bytes(daemon.pid) - before) >= MOST_GROWTH_BYTES:
+            assert time.monotonic() < deadline, growth
         assert slow.read(BACKLOG + 1000) == {("w1", "modify", "node1"): BACKLOG + 1000}
 
 

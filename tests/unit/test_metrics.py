@@ -17,6 +17,7 @@ class FakeCounts:
     def __init__(self) -> None:
         self.counters: set[int] = set()
         self._last = 0
+        self.wanted = True
         self._counts: Counter[tuple[int, int]] = Counter()
 
     def new_counter(self) -> int:
@@ -27,6 +28,9 @@ class FakeCounts:
     def free_counter(self, counter: int) -> None:
         assert not any(number == counter for number, _ in self._counts), "freed before it was drained"
         self.counters.remove(counter)
+
+    def want_counts(self, wanted: bool) -> None:  # noqa: FBT001  (the native face)
+        self.wanted = wanted
 
     def drain_counts(self) -> list[tuple[int, int, int]]:
         counts, self._counts = self._counts, Counter()
@@ -136,10 +140,13 @@ async def test_a_counter_lives_as_long_as_its_users_and_its_last_counts_arrive()
 async def test_nobody_listening_costs_nothing() -> None:
     counts = FakeCounts()
     metrics = Metrics(counts, EVENTS)
+    assert not counts.wanted
     counts.count(metrics.acquire("w", "n"), 0, 7)
     stream = metrics.subscribe()
     assert metrics.active
+    assert counts.wanted
     metrics.unsubscribe(stream)
     assert not metrics.active
+    assert not counts.wanted
     metrics.drain()
     assert stream._pending == {}

@@ -68,6 +68,9 @@ class FakeEngine:
     def free_counter(self, counter: int) -> None:
         assert not any(self.counters[number] == counter for number in self.on), "a live subscription uses it"
 
+    def want_counts(self, wanted: bool) -> None:  # noqa: FBT001  (the native face)
+        pass
+
     def drain_counts(self) -> list[tuple[int, int, int]]:
         return []
 
