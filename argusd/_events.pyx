@@ -685,7 +685,7 @@ cdef void *reader_main(void *argument) noexcept nogil:
     cdef int count = 0
     cdef long end = -1
     reader.thread_id = syscall(SYS_gettid)
-    setpriority(PRIO_PROCESS, <unsigned int>reader.thread_id, -10)  # the kernel's queue waits for nobody; may fail
+    setpriority(PRIO_PROCESS, <unsigned int>reader.thread_id, -20)  # the kernel's queue waits for nobody; may fail
     sources[0].fd, sources[0].events = reader.core.inotify_fd, POLLIN
     sources[1].fd, sources[1].events = reader.stop_fd, POLLIN
     while True:

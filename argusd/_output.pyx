@@ -7,7 +7,7 @@ Facts that shape this file:
   file description and so to every process that shares it. Hence each sink has a thread of its own that may block,
   and producers that only ever copy into a ring.
 * A ring of anonymous memory costs nothing until it is touched; what a burst touched is given back to the kernel when
-  the ring runs empty.
+  the ring stays empty.
 * /tmp is open to everybody: a log file there may have been planted. See ``open_log_file``.
 """
 
@@ -77,7 +77,8 @@ COLOUR = STYLE_COLOUR
 
 cdef enum:
     WRITE_MAX = 256 * 1024
-    GIVE_BACK = 1024 * 1024     # a ring that held more than this returns its memory when it is empty
+    GIVE_BACK = 1024 * 1024     # a ring that held more than this returns its memory when it has been empty
+    GIVE_BACK_AFTER_S = 1       # for so long: to return it takes milliseconds, and the next burst would wait for them
 
 
 cdef void sink_append(Sink *sink, const char *lines, size_t size, unsigned long long count) noexcept nogil:
@@ -208,16 +209,31 @@ cdef void tell_dropped(Sink *sink, unsigned long long lines) noexcept nogil:
     sink.file_size += size
 
 
+cdef void deadline_after(timespec *when, double timeout_s) noexcept nogil:
+    cdef long nanoseconds
+    clock_gettime(CLOCK_REALTIME, when)
+    nanoseconds = when.tv_nsec + <long>((timeout_s - <long>timeout_s) * 1e9)
+    when.tv_sec += <long>timeout_s + nanoseconds // 1000000000
+    when.tv_nsec = nanoseconds % 1000000000
+
+
 cdef void *writer(void *argument) noexcept nogil:
     """The life of a sink's thread: write what is queued, in large pieces, outside the lock."""
     cdef Sink *sink = <Sink *>argument
     cdef size_t at, size, done
     cdef unsigned long long untold
+    cdef timespec when
     pthread_mutex_lock(&sink.lock)
     while True:
         while sink.head == sink.tail and not sink.closing and sink.dropped == sink.admitted:
             sink.waiting = 1
-            pthread_cond_wait(&sink.wake, &sink.lock)
+            if sink.high <= GIVE_BACK:
+                pthread_cond_wait(&sink.wake, &sink.lock)
+            else:
+                deadline_after(&when, GIVE_BACK_AFTER_S)
+                if pthread_cond_timedwait(&sink.wake, &sink.lock, &when) != 0 and sink.head == sink.tail:
+                    madvise(sink.ring, sink.capacity, MADV_DONTNEED)
+                    sink.high = 0
             sink.waiting = 0
         if sink.head == sink.tail and sink.dropped == sink.admitted:
             break
@@ -246,22 +262,11 @@ cdef void *writer(void *argument) noexcept nogil:
         sink.dropped += untold
         sink.admitted += untold     # saying so on an output that cannot be written would fail as well
         sink.tail += size
-        if sink.head == sink.tail and sink.high > GIVE_BACK:
-            madvise(sink.ring, sink.capacity, MADV_DONTNEED)
-            sink.high = 0
         pthread_cond_broadcast(&sink.written)
     sink.running = 0
     pthread_cond_broadcast(&sink.written)
     pthread_mutex_unlock(&sink.lock)
     return NULL
-
-
-cdef void deadline_after(timespec *when, double timeout_s) noexcept nogil:
-    cdef long nanoseconds
-    clock_gettime(CLOCK_REALTIME, when)
-    nanoseconds = when.tv_nsec + <long>((timeout_s - <long>timeout_s) * 1e9)
-    when.tv_sec += <long>timeout_s + nanoseconds // 1000000000
-    when.tv_nsec = nanoseconds % 1000000000
 
 
 cdef bint wait_written(Sink *sink, unsigned long long mark, const timespec *when) noexcept nogil:
