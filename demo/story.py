@@ -179,7 +179,8 @@ def _work(terminal: Terminal, container: Container, seen: Seen, script: str, exp
     if not seen.wait_for(lambda: seen.has(expected, start)):
         raise DemoError(f"not all of {expected} was logged within {EVENTS_TIMEOUT_S:.0f} s")
     # The counts travel apart from the lines: let this command's come before the next one begins.
-    seen.wait_for(lambda: seen.counted == seen.logged)
+    if not seen.wait_for(lambda: seen.counted == seen.logged):
+        raise DemoError(f"metrics {dict(seen.counted)} do not come up to the log {dict(seen.logged)}")
 
 
 def _check(terminal: Terminal, seen: Seen) -> None:

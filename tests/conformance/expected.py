@@ -116,18 +116,6 @@ OVERRIDES: Final[dict[str, Override]] = {
         reason="New directories are watched whatever events were asked for.",
         operations={2: _events("/data/d/n/x", "MODIFY file"), 3: _events("/data/d/n/x", "MODIFY file")},
     ),
-    "recursive_rename_inside": Override(
-        reason=(
-            "A moved directory that is watched reports MOVE_SELF when asked for, after the two events of its parent "
-            "and so with its new path."
-        ),
-        operations={
-            0: (
-                *_events("/data/d/a", "MOVED_FROM directory"),
-                *_events("/data/d/a2", "MOVED_TO directory", "MOVE_SELF file"),
-            )
-        },
-    ),
     "symlink_abs": Override(
         reason="An absolute symlink is followed inside the container, and reported under the path that was given.",
         operations={
@@ -135,6 +123,10 @@ OVERRIDES: Final[dict[str, Override]] = {
             1: _events("/data/ln/s", "CREATE directory"),
             2: _events("/data/ln/pre", "MODIFY file"),
         },
+    ),
+    "update_event_mask": Override(
+        reason="Every kernel event that was asked for is reported, also the first write to a file just created.",
+        operations={2: _events("/data/d/y", "MODIFY file")},
     ),
 }
 

@@ -20,7 +20,6 @@ from tests.daemon import Daemon
 
 pytestmark = needs_runc
 FIRST_RECORDED_PID = 900001
-FAILING_RPC_TIMEOUT_S = 1.5  # the daemon looks for containers for as long as the client lets it
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ class Replay:
         if recording.status:
             request.cid[:] = ["cri-o://" + "0" * 64]
             with pytest.raises(grpc.RpcError) as failure:
-                self._watching.stub.CreateWatch(request, timeout=FAILING_RPC_TIMEOUT_S)
+                self._watching.stub.CreateWatch(request, timeout=RPC_TIMEOUT_S)
             assert failure.value.code().name == recording.status
             assert request.cid[0] in str(failure.value.details())
             assert not any("Starting" in line for line in self._watching.take_lines())
@@ -75,7 +74,7 @@ class Replay:
     def check(self, where: str, step: Step, recording: Recording) -> None:
         """Perform one operation and compare what followed from it."""
         result = self._perform(step.operation, recording)
-        lines = self._watching.take_lines()
+        lines = self._watching.take_lines(len(merged(step.lines)))
         assert merged(lines) == merged(step.lines), where
         metrics = counts_of(lines, step)
         assert self._watching.take_metrics(metrics) == metrics, where

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 import grpc
@@ -100,13 +101,39 @@ class Watching:
         (self._folder / str(self._touched)).touch()
         return self._touched
 
-    def take_lines(self) -> tuple[str, ...]:
-        """Every line since the last call, apart from the sentinel's, when all that was caused so far is out."""
+    def take_lines(self, at_least: int = 0) -> tuple[str, ...]:
+        """Every line since the last call, apart from the sentinel's, when all that was caused so far is out.
+
+        One thing can be out later than the sentinel: what the daemon found by listing a new directory is reported when
+        it is sure that no event tells of it. So fewer lines than ``at_least`` are waited for.
+        """
+        start = self._line
+        self._wait_for_sentinel()
+        missing = at_least - len(self._lines_since(start))
+        try:
+            for _ in range(missing):
+                self._line += 1 + self._index_of(lambda line: not self._is_sentinel(line))
+            if missing > 0:
+                self._wait_for_sentinel()
+        except TimeoutError:
+            self._line = len(self.daemon.lines)  # too few: the comparison that follows shows which
+        return self._lines_since(start)
+
+    def _wait_for_sentinel(self) -> None:
         wanted = f"I {SENTINEL} {self._touch()}|"
-        self.daemon.wait_for(lambda line: strip_prefix(line) == wanted, WAIT_S)
-        lines = [strip_prefix(line) for line in self.daemon.lines[self._line :]]
-        self._line += lines.index(wanted) + 1
-        return tuple(normalise(line) for line in lines[: lines.index(wanted)] if not line.startswith(f"I {SENTINEL} "))
+        self._line += 1 + self._index_of(lambda line: strip_prefix(line) == wanted)
+
+    def _index_of(self, matches: Callable[[str], bool]) -> int:
+        """Wait for a line; returns its place behind the last one that was looked at."""
+        line = self.daemon.wait_for(matches, WAIT_S, after=self._line)
+        return self.daemon.lines[self._line :].index(line)
+
+    def _lines_since(self, start: int) -> tuple[str, ...]:
+        lines = self.daemon.lines[start : self._line]
+        return tuple(normalise(strip_prefix(line)) for line in lines if not self._is_sentinel(line))
+
+    def _is_sentinel(self, line: str) -> bool:
+        return strip_prefix(line).startswith(f"I {SENTINEL} ")
 
     def take_metrics(self, expected: Counter[Metric]) -> Counter[Metric]:
         """Every metrics message since the last call, apart from the sentinel's."""
