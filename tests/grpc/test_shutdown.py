@@ -26,6 +26,18 @@ def test_signal_exits_0(number: signal.Signals) -> None:
         assert daemon.process.wait(STOP_S) == 0
 
 
+def test_a_second_signal_ends_it_at_once() -> None:
+    with Daemon() as daemon:
+        stub: Any = health_pb2_grpc.HealthStub(daemon.channel)
+        states = stub.Watch(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
+        assert next(states).status == health_pb2.HealthCheckResponse.SERVING
+        daemon.process.send_signal(signal.SIGTERM)
+        assert next(states).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        # The open stream of health holds the orderly end up for a while.
+        daemon.process.send_signal(signal.SIGINT)
+        assert daemon.process.wait(STOP_S) == 128 + signal.SIGINT
+
+
 def test_open_streams_are_ended_with_ok(pod: Callable[[], int], tmp_path: Path) -> None:
     with Daemon() as daemon:
         daemon.create_watch(pod(), str(tmp_path), event=["create"])

@@ -15,6 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from argusd import server
 from tests.daemon import WAIT_S, Daemon, run_to_end
 
 GLOG_PREFIX = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d{6} \d+ [\w.]+:\d+\] ")
@@ -80,6 +81,12 @@ def test_an_address_that_is_not_ours_is_named() -> None:
     assert result.returncode == 1
     assert "192.0.2.1:50051" in result.stderr
     assert os.strerror(99) in result.stderr
+
+
+def test_any_address_is_that_of_ipv4_where_ipv6_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_ipv6_works", lambda: False)
+    assert server.usable_address("[::]:0") == "0.0.0.0:0"
+    assert server.usable_address("127.0.0.1:0") == "127.0.0.1:0"
 
 
 def test_unix_socket_serves_and_a_second_daemon_is_refused(tmp_path: Path) -> None:
