@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Final, Self
 from demo.rootfs import find_busybox
 
 CGROUPS: Final = Path("/sys/fs/cgroup")
-INIT: Final = ("/bin/sleep", "1000000")
+INIT: Final = ("/bin/sleep", "3600")  # should nobody be left to remove it, it goes by itself
 STOP_TIMEOUT_S: Final = 10.0
 CAPABILITIES: Final = (
     "CAP_CHOWN",
