@@ -38,6 +38,7 @@ cdef class Output:
     cdef Sink *sinks[SINKS_MAX]
     cdef int count
     cdef bint closed
+    cdef unsigned long long dropped_before      # in sinks that are closed
 
     cdef Sink *new_sink(self, int fd, int style, size_t capacity) except NULL
     cdef int start(self, Sink *sink) except -1

@@ -131,6 +131,14 @@ cdef unsigned long long count_lines(const char *data, size_t size) noexcept nogi
     return lines
 
 
+cdef size_t whole_lines(const char *data, size_t size) noexcept nogil:
+    """How much of ``data`` ends in a newline; all of it when it holds none."""
+    cdef size_t whole = size
+    while whole and data[whole - 1] != c'\n':
+        whole -= 1
+    return whole if whole else size
+
+
 cdef int create_log_file(const char *path) noexcept nogil:
     """Make a new, empty log file; what somebody planted under the name goes first."""
     cdef int fd = -1, attempt
@@ -223,6 +231,7 @@ cdef void *writer(void *argument) noexcept nogil:
     cdef size_t at, size, done
     cdef unsigned long long untold
     cdef timespec when
+    cdef bint inside = False        # the last piece ended inside a line
     pthread_mutex_lock(&sink.lock)
     while True:
         while sink.head == sink.tail and not sink.closing and sink.dropped == sink.admitted:
@@ -247,11 +256,14 @@ cdef void *writer(void *argument) noexcept nogil:
             size = <size_t>(sink.drop_mark - sink.tail)
         pthread_mutex_unlock(&sink.lock)
 
+        if sink.path != NULL:       # a rotation, or a word about dropped lines, must not come inside a line
+            size = whole_lines(sink.ring + at, size)
         if untold:
             tell_dropped(sink, untold)
-        if sink.path != NULL and sink.file_size + <long>size > sink.max_bytes and sink.file_size > 0:
+        if sink.path != NULL and not inside and sink.file_size + <long>size > sink.max_bytes and sink.file_size > 0:
             rotate(sink)
         done = write_all(sink.fd, sink.ring + at, size)
+        inside = size > 0 and sink.ring[at + size - 1] != c'\n'
         sink.file_size += <long>done
         if done < size:             # a closed pipe, a full disk: these lines are lost, and counted
             untold = count_lines(sink.ring + at + done, size - done)
@@ -385,7 +397,7 @@ cdef class Output:
         return done
 
     def dropped(self):
-        cdef unsigned long long total = 0
+        cdef unsigned long long total = self.dropped_before
         cdef int i
         for i in range(self.count):
             with nogil:
@@ -410,6 +422,7 @@ cdef class Output:
                 pthread_mutex_unlock(&self.sinks[i].lock)
             for i in range(self.count):
                 if pthread_timedjoin_np(self.sinks[i].thread, NULL, &when) == 0:
+                    self.dropped_before += self.sinks[i].dropped
                     if self.sinks[i].path != NULL:
                         close(self.sinks[i].fd)
                     free_sink(self.sinks[i])

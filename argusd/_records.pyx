@@ -85,6 +85,8 @@ cdef inline unsigned int hostile_code_point(const unsigned char *at, size_t size
     cdef unsigned int point
     if size == 2 and at[0] == 0xC2 and at[1] < 0xA0:
         return at[1]
+    if size == 2 and at[0] == 0xD8 and at[1] == 0x9C:
+        return 0x061C
     if size == 3 and at[0] == 0xE2:
         point = 0x2000 | (<unsigned int>(at[1] & 0x3F) << 6) | (at[2] & 0x3F)
         if 0x200E <= point <= 0x200F or 0x2028 <= point <= 0x202E or 0x2066 <= point <= 0x2069:
