@@ -1,5 +1,7 @@
 """The daemon as a child process whose log is read line by line."""
 
+from __future__ import annotations
+
 import os
 import re
 import signal

@@ -1,5 +1,7 @@
 """`make demo`: run from anywhere, as root, with the project's Python."""
 
+from __future__ import annotations
+
 import importlib
 import sys
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The demo: a daemon, a real container, file work inside it, and what the daemon reports of that."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import re

@@ -1,5 +1,7 @@
 """What the demo prints: headings, the daemon's lines, a table. Colour on a terminal only."""
 
+from __future__ import annotations
+
 import sys
 import threading
 from collections import Counter

@@ -4,6 +4,8 @@ Every runtime is started inside the namespace, so the overlay mounts that it mak
 with it, and its /run is a tmpfs of its own. The pid namespace and the cgroup hierarchies are the host's, as on a node.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import io

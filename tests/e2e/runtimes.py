@@ -1,5 +1,7 @@
 """Real container runtimes, offline: what starts a container, what its init is, how to work in it, how to end it."""
 
+from __future__ import annotations
+
 import json
 import secrets
 import shutil
