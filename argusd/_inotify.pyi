@@ -42,7 +42,7 @@ class Engine:
         """An eventfd that is readable when counts or notices wait. Read it with :meth:`acknowledge`."""
     def acknowledge(self) -> None:
         """Reset the eventfd."""
-    def want_counts(self, wanted: bool) -> None:  # noqa: FBT001  (a setter)
+    def want_counts(self, wanted: bool) -> None:
         """Whether counts are to make the eventfd readable (the default); they are kept all the same."""
     def subscribe(
         self,
@@ -84,7 +84,7 @@ class Engine:
         ``depth`` a tree is deeper than can be watched (number: the limit).
         """
     def statistics(self) -> dict[str, int]:
-        """Counters since the start: ``reads``, ``events``, ``lines``, ``overflows``, and the current ``watches``, ``nodes``."""
+        """Counters since the start (``reads events lines overflows``) and what there is now (``watches nodes``)."""
     def settled(self) -> bool:
         """Whether everything that the kernel has told so far is handled, listings of new directories included."""
     def close(self, drain_s: float = ...) -> None:

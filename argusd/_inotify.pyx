@@ -156,6 +156,8 @@ cdef class Engine:
     def __dealloc__(self):
         if not self.closed:
             self.close(0.0)
+        for address in (self.counters or {}).values():
+            free(<Counter *><size_t>address)
 
     def start(self):
         if self.started or self.closed:
@@ -479,9 +481,6 @@ cdef class Engine:
         self.bury(subscription)
         self.bury(self.ended)
         self.ended = NULL
-        for address in self.counters.values():
-            free(<Counter *><size_t>address)
-        self.counters = {}
         reader_free(&self.reader)
 
 

@@ -274,6 +274,9 @@ cdef void *writer(void *argument) noexcept nogil:
         sink.dropped += untold
         sink.admitted += untold     # saying so on an output that cannot be written would fail as well
         sink.tail += size
+        if sink.head == sink.tail:  # go on at the start of the ring, whose memory is in use already
+            sink.tail = (sink.tail + sink.capacity - 1) & ~<unsigned long long>(sink.capacity - 1)
+            sink.head = sink.tail
         pthread_cond_broadcast(&sink.written)
     sink.running = 0
     pthread_cond_broadcast(&sink.written)

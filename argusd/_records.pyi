@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import final
 
 def sanitize(name: bytes) -> bytes:
-    r"""Bytes from a file system as printable UTF-8: what is not UTF-8 becomes ``\xNN``, control characters are escaped."""
+    r"""Bytes from a file system as printable UTF-8: other bytes become ``\xNN``, control characters are escaped."""
 
 @final
 class Encoder:

@@ -112,7 +112,7 @@ class _Daemon:
 
         def on_signal(number: int) -> None:
             if stop.is_set():
-                os._exit(128 + number)  # the operator asks twice: no more waiting for anything
+                return  # a terminal, systemd and the launchers of the one-file binary may each send the same signal
             logger.info("%s: stopping", signal.Signals(number).name)
             # Whatever hangs from here on, the process ends in time: a stuck terminal, or a walker thread in a dead
             # network file system, which the interpreter would join for ever at its own end.

@@ -70,10 +70,6 @@ def test_signal_ends_it_in_order_and_leaves_only_its_log(root: Path, number: sig
     assert names(root / "tmp") == {"argusd.INFO"}
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="one Ctrl-C reaches the daemon several times, as the launchers pass it on too; it takes that for impatience",
-)
 def test_terminal_that_interrupts_all_its_processes_ends_it_in_order(root: Path) -> None:
     with Daemon(command=in_root(root)) as daemon:
         for pid in (daemon.pid, *descendants(daemon.pid)):
