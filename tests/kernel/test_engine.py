@@ -1,0 +1,396 @@
+"""The engine as a whole: no GIL per event, batches, the kernel's limits, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from argusd._inotify import COUNTED, EVENTS, Engine, Notice
+from argusd._output import Output
+from argusd._records import Encoder
+from argusd.templates import DEFAULT_WATCH_TEMPLATE
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change sysctls and to mount")
+
+TIMEOUT_S = 20.0
+ALL = sum(EVENTS.values())
+INOTIFY = Path("/proc/sys/fs/inotify")
+
+# OPEN, MODIFY and CLOSE_WRITE for each file and round, made by another process.
+PRODUCER = """
+import os, sys
+folder, files, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+for round in range(rounds):
+    for number in range(files):
+        descriptor = os.open(f"{folder}/{number}", os.O_WRONLY | os.O_CREAT)
+        os.write(descriptor, b"x")
+        os.close(descriptor)
+"""
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for ``condition`` as long as a slow machine may take."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"never: {what}"
+        threading.Event().wait(0.005)
+
+
+class Watching:
+    """An engine that watches as this process sees the files, with its lines in a file."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.output = Output()
+        self.output.add_file(str(log), 1 << 30, 0)
+        self.engine = Engine(self.output)
+        self.engine.start()
+        self.counter = self.engine.new_counter()
+
+    def subscribe(self, folder: Path, mask: int = ALL) -> int:
+        """Register a recursive watch, not armed yet."""
+        pidfd = os.pidfd_open(os.getpid())
+        try:
+            return self.engine.subscribe(
+                Encoder(DEFAULT_WATCH_TEMPLATE.segments, "p", "n", "w", "c", []),
+                self.counter, os.getpid(), pidfd, [os.fsencode(folder)], mask, [], False, True, 0, False,
+            )  # fmt: skip
+        finally:
+            os.close(pidfd)
+
+    def watch(self, folder: Path, mask: int = ALL) -> int:
+        """Watch from now on."""
+        number = self.subscribe(folder, mask)
+        assert self.engine.arm(number).errors == (0,)
+        self.engine.switch([number], [])
+        return number
+
+    def counts(self) -> dict[str, int]:
+        """What was counted since the last call."""
+        return {COUNTED[kind]: count for counter, kind, count in self.engine.drain_counts() if counter == self.counter}
+
+    def settle(self) -> None:
+        """Wait until nothing is left to be done for what the reader has seen."""
+        until(self.engine.settled, "the engine comes to rest")
+
+    def expect(self, lines: int) -> None:
+        """Wait for so many lines in the log, and for no more."""
+        until(lambda: self.log.read_bytes().count(b"\n") >= lines, f"{lines} lines")
+        self.settle()
+        assert self.output.flush(TIMEOUT_S)
+        assert self.log.read_bytes().count(b"\n") == lines
+
+    def close(self) -> None:
+        """Stop in the order of the daemon."""
+        self.engine.close()
+        assert self.output.close(TIMEOUT_S)
+
+
+@pytest.fixture
+def watching(tmp_path: Path) -> Iterator[Watching]:
+    watching = Watching(tmp_path / "log")
+    yield watching
+    watching.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "watched"
+    folder.mkdir()
+    return folder
+
+
+@contextlib.contextmanager
+def sysctl(name: str, value: int) -> Iterator[None]:
+    """Another value of fs.inotify's ``name`` for a while."""
+    path = INOTIFY / name
+    before = path.read_text()
+    path.write_text(str(value))
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+def produce(folder: Path, files: int, rounds: int) -> subprocess.Popen[bytes]:
+    """Start a process that opens, writes and closes files in turn."""
+    return subprocess.Popen([sys.executable, "-c", PRODUCER, folder, str(files), str(rounds)])
+
+
+def names(path: str) -> set[str]:
+    """What a folder of /proc lists."""
+    return {entry.name for entry in Path(path).iterdir()}
+
+
+def descriptors() -> list[str]:
+    """What is open, by what it is, so that the listing itself makes no difference."""
+    found = []
+    for name in names("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(str(Path("/proc/self/fd", name).readlink()))
+    return sorted(found)
+
+
+def test_events_are_handled_while_python_is_busy(watching: Watching, folder: Path) -> None:
+    watching.watch(folder, EVENTS["CLOSE_WRITE"])
+    python = ctypes.PyDLL(None)  # its calls keep the GIL
+    with produce(folder, files=50, rounds=100) as producer:
+        lines, waited_us = 0, 0
+        # From here on no other thread of this process runs Python until the C calls have returned.
+        # Reading the size of the log is a C call as well; the interpreter gives the GIL away in none of them.
+        interval_s = sys.getswitchinterval()
+        sys.setswitchinterval(1000)
+        try:
+            while lines < 5000 and waited_us < TIMEOUT_S * 1e6:
+                python.usleep(20_000)
+                waited_us += 20_000
+                lines = watching.log.read_bytes().count(b"\n")
+        finally:
+            sys.setswitchinterval(interval_s)
+    assert producer.returncode == 0
+    assert lines == 5000
+
+
+def test_events_are_written_during_one_single_call_that_holds_the_gil(watching: Watching, folder: Path) -> None:
+    watching.watch(folder, EVENTS["CLOSE_WRITE"])
+    with produce(folder, files=50, rounds=100) as producer:
+        # waitid(P_PID, pid, NULL, WEXITED | WNOWAIT) through PyDLL: the GIL is kept until the producer has ended.
+        assert ctypes.PyDLL(None).waitid(1, producer.pid, None, 4 | 0x0100_0000) == 0
+        written = watching.log.stat().st_size
+    assert producer.returncode == 0
+    watching.expect(5000)
+    whole = watching.log.stat().st_size
+    # What was in flight when the last file was closed may come later: far less than half of all.
+    assert written > whole / 2
+
+
+def test_events_come_in_batches(watching: Watching, folder: Path) -> None:
+    watching.watch(folder)
+    with produce(folder, files=100, rounds=200) as producer:
+        pass
+    assert producer.returncode == 0
+    watching.expect(3 * 20_000 + 100)  # CREATE comes once a file
+    statistics = watching.engine.statistics()
+    assert statistics["reads"] * 10 < statistics["events"]
+    assert statistics["lines"] == sum(watching.counts().values()) == 60_100
+    assert watching.output.dropped() == 0
+
+
+def test_the_eventfd_says_that_counts_wait(watching: Watching, folder: Path) -> None:
+    watching.watch(folder, EVENTS["CREATE"])
+    assert select.select([watching.engine], [], [], 0)[0] == []
+    (folder / "x").touch()
+    assert select.select([watching.engine], [], [], TIMEOUT_S)[0]
+    watching.engine.acknowledge()
+    assert watching.counts() == {"create": 1}
+    assert select.select([watching.engine], [], [], 0)[0] == []
+
+    watching.engine.want_counts(False)
+    (folder / "y").touch()
+    watching.expect(2)
+    assert select.select([watching.engine], [], [], 0)[0] == []
+    watching.engine.want_counts(True)
+    assert select.select([watching.engine], [], [], TIMEOUT_S)[0]
+    assert watching.counts() == {"create": 1}
+
+
+def test_an_overflow_of_the_queue_is_told_once_and_counted(tmp_path: Path, folder: Path) -> None:
+    with sysctl("max_queued_events", 64):  # read when the engine makes its inotify instance
+        watching = Watching(tmp_path / "log")
+    try:
+        watching.watch(folder, EVENTS["CREATE"])
+        made = overflow_once(watching, folder)
+        (folder / "after").touch()
+        until(lambda: b"/after'" in watching.log.read_bytes(), "the events after the overflow")
+        counts = watching.counts()
+        overflows = watching.engine.statistics()["overflows"]
+        assert counts["q_overflow"] == overflows >= 1
+        assert [notice.kind for notice in watching.engine.notices()] == ["overflow"] * overflows
+        assert counts["create"] <= made + 1
+        assert watching.engine.notices() == []
+    finally:
+        watching.close()
+
+
+def overflow_once(watching: Watching, folder: Path) -> int:
+    """Make files until the queue was too small for a batch; returns how many."""
+    deadline = time.monotonic() + TIMEOUT_S
+    number = 0
+    while not watching.engine.statistics()["overflows"]:
+        assert time.monotonic() < deadline, "the queue never overflowed"
+        for _ in range(500):
+            number += 1
+            os.mknod(folder / str(number))
+        watching.settle()
+    return number
+
+
+def test_no_more_watches_is_an_error_and_gives_all_back(watching: Watching, folder: Path) -> None:
+    for number in range(200):
+        (folder / f"{number}").mkdir()
+    before = watching.engine.statistics()
+    with sysctl("max_user_watches", used_watches() + 100):
+        number = watching.subscribe(folder)
+        with pytest.raises(OSError, match="No space left") as caught:
+            watching.engine.arm(number)
+        assert caught.value.errno == errno.ENOSPC
+        watching.engine.switch([], [number])
+        until(lambda: watching.engine.settled() and watches() == 0, "the watches are gone")
+    after = watching.engine.statistics()
+    assert [after[key] for key in ("watches", "nodes")] == [before[key] for key in ("watches", "nodes")]
+    watching.watch(folder)
+    assert watching.engine.statistics()["watches"] == 201
+
+
+def test_a_new_directory_beyond_the_limit_is_a_notice(watching: Watching, folder: Path) -> None:
+    number = watching.watch(folder, EVENTS["CREATE"])
+    with sysctl("max_user_watches", used_watches()):
+        (folder / "new").mkdir()
+        notices = notices_of(watching.engine)
+    assert [(notice.kind, notice.subscription, notice.errno, notice.path) for notice in notices] == [
+        ("limit", number, errno.ENOSPC, str(folder / "new"))
+    ]
+    (folder / "x").touch()
+    watching.expect(2)
+    assert watching.counts() == {"create": 2}
+
+
+def notices_of(engine: Engine) -> list[Notice]:
+    """Wait for notices, and take them."""
+    notices: list[Notice] = []
+    deadline = time.monotonic() + TIMEOUT_S
+    while not notices:
+        assert time.monotonic() < deadline, "never: a notice"
+        select.select([engine], [], [], 0.05)
+        engine.acknowledge()
+        notices = engine.notices()
+    return notices
+
+
+def watches() -> int:
+    """The inotify watches of this process, the engines' own marks left out."""
+    return sum(max(0, count - 1) for count in watch_counts(Path("/proc/self/fdinfo")))
+
+
+def used_watches() -> int:
+    """The inotify watches that count against root's limit now."""
+    total = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if process.stat().st_uid == 0:
+                total += sum(watch_counts(process / "fdinfo"))
+    return total
+
+
+def watch_counts(fdinfo: Path) -> Sequence[int]:
+    """How many watches each inotify descriptor of a process holds."""
+    counts = []
+    for descriptor in fdinfo.iterdir():
+        with contextlib.suppress(OSError):
+            count = descriptor.read_text().count("inotify wd:")
+            if count:
+                counts.append(count)
+    return counts
+
+
+def test_an_engine_without_an_inotify_instance_says_which_limit_it_is() -> None:
+    output = Output()
+    with sysctl("max_user_instances", 0), pytest.raises(OSError, match="max_user_instances") as caught:
+        Engine(output)
+    assert caught.value.errno == errno.EMFILE
+    assert output.close()
+
+
+def test_a_process_that_has_ended_cannot_be_watched(watching: Watching, folder: Path) -> None:
+    with subprocess.Popen(["sleep", "infinity"]) as process:
+        pidfd = os.pidfd_open(process.pid)
+        process.kill()
+    number = watching.engine.subscribe(
+        Encoder(DEFAULT_WATCH_TEMPLATE.segments, "p", "n", "w", "c", []),
+        watching.counter, process.pid, pidfd, [os.fsencode(folder)], ALL, [], False, True, 0, False,
+    )  # fmt: skip
+    os.close(pidfd)
+    with pytest.raises(ProcessLookupError):
+        watching.engine.arm(number)
+    watching.engine.switch([], [number])
+
+
+def test_nothing_is_left_after_watches_end(watching: Watching, folder: Path) -> None:
+    (folder / "a/b/c").mkdir(parents=True)
+    before = descriptors(), len(names("/proc/self/task")), watches()
+    for _ in range(100):
+        number = watching.watch(folder)
+        (folder / "a/b/c/new").mkdir()
+        until(lambda: watching.engine.statistics()["watches"] == 5, "the new directory is watched")
+        watching.engine.switch([], [number])
+        (folder / "a/b/c/new").rmdir()
+    watching.settle()
+    until(lambda: (descriptors(), len(names("/proc/self/task")), watches()) == before, "all is given back")
+    statistics = watching.engine.statistics()
+    assert (statistics["watches"], statistics["nodes"]) == (0, 0)
+
+
+def test_nothing_is_left_of_engines(tmp_path: Path, folder: Path) -> None:
+    before = descriptors(), len(names("/proc/self/task"))
+    for _ in range(20):
+        watching = Watching(tmp_path / "log")
+        watching.watch(folder)
+        (folder / "x").touch()
+        watching.close()
+        watching.engine.close()
+    assert (descriptors(), len(names("/proc/self/task"))) == before
+
+
+def test_close_reports_what_is_queued(tmp_path: Path, folder: Path) -> None:
+    watching = Watching(tmp_path / "log")
+    watching.watch(folder, EVENTS["CREATE"])
+    for number in range(3000):
+        os.mknod(folder / str(number))
+    watching.close()
+    assert (tmp_path / "log").read_bytes().count(b"\n") == 3000
+
+
+def test_a_closed_engine_refuses_work(tmp_path: Path, folder: Path) -> None:
+    watching = Watching(tmp_path / "log")
+    watching.close()
+    with pytest.raises(RuntimeError):
+        watching.subscribe(folder)
+    with pytest.raises(RuntimeError):
+        watching.engine.start()
+
+
+def test_an_unknown_subscription_or_counter_is_an_error(watching: Watching, folder: Path) -> None:
+    with pytest.raises(KeyError):
+        watching.engine.arm(12345)
+    watching.engine.switch([12345], [54321])
+    watching.counter += 100
+    with pytest.raises(KeyError):
+        watching.subscribe(folder)
+
+
+def test_nothing_inside_a_mount_is_kept_busy(watching: Watching, folder: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    for _ in range(5):
+        assert libc.mount(b"argusd-test", os.fsencode(folder), b"tmpfs", 0, b"size=1m") == 0
+        try:
+            (folder / "a/b").mkdir(parents=True)
+            number = watching.watch(folder)
+            (folder / "a/b/c/d").mkdir(parents=True)
+            watching.settle()
+        finally:
+            unmounted = libc.umount2(os.fsencode(folder), 0), ctypes.get_errno()
+            libc.umount2(os.fsencode(folder), 2)  # MNT_DETACH: leave nothing behind when it was busy
+        assert unmounted[0] == 0, os.strerror(unmounted[1])
+        until(lambda: watching.engine.statistics()["watches"] == 0, "the watches are gone")
+        watching.engine.switch([], [number])
