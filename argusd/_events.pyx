@@ -15,32 +15,23 @@ Facts about inotify events that shape this file:
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset, strlen, strncmp
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
-from argusd._output cimport STYLE_COLOUR, STYLE_JSON, sink_append
-from argusd._records cimport (
-    FIELD_EVENT,
-    FIELD_FILE,
-    FIELD_FTYPE,
-    FIELD_PATH,
-    FIELD_SEP,
-    FIELDS,
-    Text,
-    buffer_add,
-    buffer_free,
-    json_into,
-    message_into,
-    sanitize_into,
-    stamp_set,
-    text_into,
-)
+cdef extern from "<time.h>" nogil:
+    int CLOCK_REALTIME_COARSE
+
+from argusd._records cimport Buffer, buffer_add, buffer_free, stamp_set
+from argusd._report cimport PATHS, emit, emit_subject, flush_lines, report
+from argusd._output cimport SINKS_MAX
 from argusd._tree cimport (
+    ANCHORED,
     DEPTH_MAX,
     NODE_CREATED,
+    NODE_DEPARTED,
     NODE_DISPLACED,
     NODE_LIMBO,
     NODE_MOVED,
@@ -48,17 +39,32 @@ from argusd._tree cimport (
     NOISY,
     NOTICE_OVERFLOW,
     OVERFLOW_INDEX,
+    TRIGGER_DIRECTORY,
+    TRIGGER_LAST,
+    TRIGGER_MOVED,
+    TRIGGER_OVER,
+    Anchor,
+    Identity,
     Limbo,
     Name,
     Retry,
     Root,
     Subscription,
+    Swap,
     WdEntry,
     Window,
+    anchor_first,
+    anchors_lose,
     core_lock_first,
     core_unlock_first,
     fence_place,
     fence_reset,
+    recent_add,
+    recent_has,
+    root_push,
+    root_settled,
+    swap_free,
+    swap_push,
     is_ignored,
     job_push,
     node_depth,
@@ -77,10 +83,13 @@ from argusd._tree cimport (
 from argusd._walk cimport place_open
 from argusd._window cimport echo_drop, echoes_expire, window_add, window_find, window_free, window_name
 from argusd.includes.linux cimport (
+    IN_ATTRIB,
     IN_CREATE,
     IN_DELETE,
+    IN_DELETE_SELF,
     IN_IGNORED,
     IN_ISDIR,
+    IN_MODIFY,
     IN_MOVE_SELF,
     IN_MOVED_FROM,
     IN_MOVED_TO,
@@ -101,95 +110,11 @@ from argusd.includes.linux cimport (
 )
 from argusd.includes.pthread cimport add_u64, load_int, swap_int
 
-cdef extern from * nogil:
-    int lowest_bit "__builtin_ctz"(unsigned int value)
-
 cdef enum:
     EVENTS_SIZE = 1024 * 1024       # bytes read at once: the whole default queue of 16,384 short names
-    LINES_FULL = 64 * 1024          # bytes of lines handed to a sink at once
     BUSY = 16                       # events in one read from which on the next is put off, so that it brings more
     NAP_US = 1000
     DEFERRED_MAX = 4 * 1024 * 1024  # bytes of events held back for one moved directory
-
-cdef const char **EVENT_NAMES = [
-    b"ACCESS", b"MODIFY", b"ATTRIB", b"CLOSE_WRITE", b"CLOSE_NOWRITE", b"OPEN", b"MOVED_FROM", b"MOVED_TO", b"CREATE",
-    b"DELETE", b"DELETE_SELF", b"MOVE_SELF",
-]                                   # by the number of the kernel's bit
-
-
-# ---- lines and counts
-
-cdef Text path_text(Reader *reader, uint32_t node) noexcept nogil:
-    """The node's sanitized path, kept from event to event."""
-    cdef Core *core = reader.core
-    cdef CachedPath *cached = &reader.paths[node & (PATHS - 1)]
-    cdef Buffer raw
-    cdef Text text
-    if cached.node != node or cached.serial != core.nodes[node].serial or cached.generation != core.generation:
-        memset(&raw, 0, sizeof(raw))
-        node_path(core, node, &raw)
-        cached.text.size = 0
-        cached.text.failed = False
-        sanitize_into(&cached.text, raw.data, raw.size)
-        buffer_free(&raw)
-        cached.node = node
-        cached.serial = core.nodes[node].serial
-        cached.generation = core.generation
-    text.data, text.size = cached.text.data, cached.text.size
-    return text
-
-
-cdef void flush_lines(Reader *reader, int i) noexcept nogil:
-    if reader.lines[i].size:
-        sink_append(reader.sinks[i], reader.lines[i].data, reader.lines[i].size, reader.line_counts[i])
-        reader.lines[i].size = 0
-        reader.line_counts[i] = 0
-
-
-cdef void emit(Reader *reader, uint32_t node, uint32_t bit, bint directory, const char *name, size_t size) noexcept nogil:
-    """Report one event to one subscription: count it, and write its line to every sink."""
-    cdef Subscription *subscription = reader.core.nodes[node].root.subscription
-    cdef Text fields[FIELDS]
-    cdef int kind = lowest_bit(bit), i
-    if not subscription.on or not subscription.mask & bit:
-        return
-    add_u64(&subscription.counter.counts[kind], 1)
-    reader.counted = True
-    reader.reported += 1
-    reader.file.size = 0
-    sanitize_into(&reader.file, name, size)
-    fields[FIELD_EVENT].data = EVENT_NAMES[kind]
-    fields[FIELD_EVENT].size = strlen(EVENT_NAMES[kind])
-    fields[FIELD_FTYPE].data = b"directory" if directory else b"file"
-    fields[FIELD_FTYPE].size = 9 if directory else 4
-    fields[FIELD_PATH] = path_text(reader, node)
-    fields[FIELD_FILE].data = reader.file.data
-    fields[FIELD_FILE].size = reader.file.size
-    fields[FIELD_SEP].data = b"/"
-    fields[FIELD_SEP].size = 1 if size and fields[FIELD_PATH].size > 1 else 0   # the root directory ends in one itself
-    reader.message.size = 0
-    message_into(&reader.message, subscription.lines, fields)
-    for i in range(reader.sink_count):
-        if reader.sinks[i].style == STYLE_JSON:
-            json_into(&reader.lines[i], subscription.lines, fields, &reader.stamp,
-                      reader.message.data, reader.message.size)
-        else:
-            text_into(&reader.lines[i], &reader.stamp, reader.message.data, reader.message.size,
-                      reader.sinks[i].style == STYLE_COLOUR)
-        reader.line_counts[i] += 1
-        if reader.lines[i].size >= LINES_FULL:
-            flush_lines(reader, i)
-
-
-cdef void report(Reader *reader, uint32_t node, const inotify_event *event, size_t size) noexcept nogil:
-    """Report a kernel event, once to each subscription however many of its paths name the inode."""
-    cdef Subscription *subscription = reader.core.nodes[node].root.subscription
-    cdef uint32_t bits = event.mask & subscription.mask
-    if not bits or subscription.reported == reader.number:
-        return
-    subscription.reported = reader.number
-    emit(reader, node, bits & (~bits + 1), (event.mask & IN_ISDIR) != 0, event.name, size)
-
 
 # ---- directories whose first listing is not settled yet
 
@@ -207,16 +132,22 @@ cdef void window_event(Reader *reader, uint32_t node, const inotify_event *event
     if name == NULL or name.seen:
         return
     name.seen = True
-    if not arrives:
+    if not arrives and not window.repair:
         emit(reader, node, IN_CREATE, (event.mask & IN_ISDIR) != 0, event.name, size)
 
 
 cdef void window_settle(Reader *reader, Window *window) noexcept nogil:
     """All events from before the listing are known: what the listing found beyond them is reported as created."""
     cdef uint32_t i
-    if node_is(reader.core, window.node, window.serial):
+    cdef Core *core = reader.core
+    cdef int wd
+    if node_is(core, window.node, window.serial):
+        wd = core.nodes[window.node].wd
         for i in range(window.count):
-            if not window.names[i].seen:
+            if not window.names[i].seen and not (
+                    window.repair and recent_has(core, wd, window.names[i].bytes, window.names[i].size)):
+                if core.repair:
+                    recent_add(core, wd, window.names[i].bytes, window.names[i].size)
                 emit(reader, window.node, IN_CREATE, window.names[i].directory, window.names[i].bytes,
                      window.names[i].size)
     window_free(reader.core, window)
@@ -290,7 +221,7 @@ cdef uint32_t displaced_from(Core *core, uint32_t parent, const char *name, size
         if (limbo.cookie == 0 and limbo.parent == parent and limbo.parent_serial == core.nodes[parent].serial
                 and node_is(core, node, limbo.serial) and core.nodes[node].name_size == size
                 and memcmp(core.nodes[node].name, name, size) == 0):
-            core.nodes[node].flags &= <unsigned char>~NODE_DISPLACED
+            core.nodes[node].flags &= <unsigned short>~NODE_DISPLACED
             limbo_free(core, limbo)
             return node
         limbo = limbo.next
@@ -357,7 +288,7 @@ cdef void moved_to(Reader *reader, uint32_t parent, const inotify_event *event, 
     deferred = limbo.deferred
     memset(&limbo.deferred, 0, sizeof(Buffer))
     limbo_free(core, limbo)
-    core.nodes[node].flags &= <unsigned char>~NODE_LIMBO
+    core.nodes[node].flags &= <unsigned short>~NODE_LIMBO
     if may_enter(core, parent, event.name, size):
         depth = node_depth(core, node)
         node_move(core, node, parent, event.name, size)
@@ -399,14 +330,14 @@ cdef struct Held:
     uint32_t serial
 
 
-cdef void hold_back(Core *core, Limbo *limbo, uint32_t node, const inotify_event *event) noexcept nogil:
+cdef void hold(Core *core, Buffer *events, uint32_t node, const inotify_event *event) noexcept nogil:
     cdef Held held
-    if limbo.deferred.size > DEFERRED_MAX:
+    if events.size > DEFERRED_MAX:
         return
     held.node = node
     held.serial = core.nodes[node].serial
-    buffer_add(&limbo.deferred, <const char *>&held, sizeof(held))
-    buffer_add(&limbo.deferred, <const char *>event, sizeof(inotify_event) + event.len)
+    buffer_add(events, <const char *>&held, sizeof(held))
+    buffer_add(events, <const char *>event, sizeof(inotify_event) + event.len)
 
 
 cdef void replay(Reader *reader, const Buffer *deferred) noexcept nogil:
@@ -465,8 +396,8 @@ cdef void move_self(Reader *reader, uint32_t node, const inotify_event *event) n
         report(reader, node, event, 0)
         if root.subscription.follow_move:
             follow(reader, root)
-        elif root.subscription.mask & IN_MOVE_SELF:
-            node_free_tree(core, node)      # told, and let go
+        else:
+            root_push(core, root)           # see what is at the path now
         return
     limbo = limbo_of(core, node)
     if limbo != NULL and limbo.node == node:
@@ -507,27 +438,43 @@ cdef void node_event(Reader *reader, uint32_t node, const inotify_event *event) 
     cdef Core *core = reader.core
     cdef size_t size = strlen(event.name) if event.len else 0
     cdef Limbo *limbo
-    if event.mask & IN_MOVE_SELF:
+    cdef Root *root = core.nodes[node].root
+    if event.mask & IN_MOVE_SELF and (core.nodes[node].parent == 0 or not root.unsure):
         move_self(reader, node, event)
+        return
+    if root.unsure:
+        hold(core, &root.held, node, event)
+        return
+    if core.nodes[node].flags & NODE_DEPARTED:
+        if event.mask & (IN_DELETE_SELF | IN_ATTRIB):
+            report(reader, node, event, size)
         return
     if core.limbo != NULL:
         limbo = limbo_of(core, node)
         if limbo != NULL:
-            hold_back(core, limbo, node, event)
+            hold(core, &limbo.deferred, node, event)
             return
     if core.nodes[node].flags & NODE_WINDOW:
         window_event(reader, node, event, size)
     report(reader, node, event, size)
-    if size and core.nodes[node].root.subscription.recursive:
+    if event.mask & IN_MOVED_TO and root.subscription.mask & IN_MODIFY and size == 6 and memcmp(
+            event.name, b"..data", 6) == 0:
+        swap_push(core, node)
+    if size and root.subscription.recursive:
         entry_event(reader, node, event, size)
 
 
 # ---- one event
 
-cdef void ignored(Core *core, WdEntry *entry) noexcept nogil:
+cdef void ignored(Reader *reader, WdEntry *entry, const inotify_event *event) noexcept nogil:
     """The kernel let a watch go: the inode was deleted, or its file system unmounted."""
-    cdef uint32_t node = entry.first, after, serial
-    wd_forget(core, entry.wd)
+    cdef Core *core = reader.core
+    cdef uint32_t node, after, serial
+    if entry.mask & ANCHORED:
+        anchors_lose(core, event.wd)
+        entry = wd_find(core, event.wd)
+    node = entry.first
+    wd_forget(core, event.wd)
     after = node
     while after:                            # the list is in the nodes: first unhook all, then free
         core.nodes[after].wd = -1
@@ -535,15 +482,178 @@ cdef void ignored(Core *core, WdEntry *entry) noexcept nogil:
     while node:
         after = core.nodes[node].next_on_wd
         serial = core.nodes[after].serial if after else 0
-        close_follow(core.nodes[node].root, node)
-        node_free_tree(core, node)
+        if core.nodes[node].root.unsure:
+            hold(core, &core.nodes[node].root.held, node, event)
+        else:
+            end_node(core, node)
         node = after if after and node_is(core, after, serial) else 0
 
 
-cdef void close_follow(Root *root, uint32_t node) noexcept nogil:
-    if root.top == node and root.follow_fd >= 0:
-        close(root.follow_fd)
-        root.follow_fd = -1
+cdef void end_node(Core *core, uint32_t node) noexcept nogil:
+    """What a node stood for is gone."""
+    cdef Root *root = core.nodes[node].root
+    if root.top == node:
+        root.known.valid = False            # its number may be used again: whatever comes is another file
+        if root.follow_fd >= 0:
+            close(root.follow_fd)
+            root.follow_fd = -1
+        root_push(core, root)
+    node_free_tree(core, node)
+
+
+# ---- subject paths
+
+cdef void anchored(Core *core, const inotify_event *event, size_t size) noexcept nogil:
+    """Something happened in a directory that subject paths go through."""
+    cdef Anchor *anchor = anchor_first(core, event.wd)
+    while anchor != NULL:
+        if anchor.wd == event.wd and anchor.name_size == size and memcmp(anchor.name, event.name, size) == 0:
+            trigger(core, anchor, event)
+        anchor = anchor.next_on_wd
+
+
+cdef void trigger(Core *core, Anchor *anchor, const inotify_event *event) noexcept nogil:
+    """A step of a subject path has changed: look again, and hold back what comes until that is done."""
+    cdef Root *root = anchor.root
+    cdef char kind = 0
+    if event.mask & (IN_CREATE | IN_MOVED_TO):
+        kind = ((TRIGGER_LAST if anchor.last else 0) | (TRIGGER_MOVED if event.mask & IN_MOVED_TO else 0)
+                | (TRIGGER_DIRECTORY if event.mask & IN_ISDIR else 0) | (TRIGGER_OVER if anchor.present else 0))
+        buffer_add(&root.triggers, &kind, 1)
+        anchor.present = True
+    else:
+        anchor.present = False
+    if root.top or root.next_top:
+        root.unsure = True
+    root.moved = root.moved or not anchor.last or (event.mask & IN_MOVED_FROM) != 0
+    root_push(core, root)
+
+
+cdef bint in_tree(Core *core, uint32_t node, uint32_t top) noexcept nogil:
+    while core.nodes[node].parent:
+        node = core.nodes[node].parent
+    return node == top
+
+
+cdef void replay_root(Reader *reader, const Buffer *events, uint32_t top, uint32_t mask) noexcept nogil:
+    """Handle the events that were held back for one of the trees of a root."""
+    cdef Core *core = reader.core
+    cdef const Held *held
+    cdef const inotify_event *event
+    cdef size_t at = 0
+    while top and at < events.size:
+        held = <const Held *>(events.data + at)
+        event = <const inotify_event *>(events.data + at + sizeof(Held))
+        at += sizeof(Held) + sizeof(inotify_event) + event.len
+        if not event.mask & mask or not node_is(core, held.node, held.serial) or not in_tree(core, held.node, top):
+            continue
+        reader.number += 1
+        if event.mask & IN_IGNORED:
+            end_node(core, held.node)
+        else:
+            node_event(reader, held.node, event)
+
+
+cdef void tell_arrivals(Reader *reader, Root *root, const Buffer *triggers, bint known, bint other) noexcept nogil:
+    """Report that the path came to stand for another file, once for each time that the kernel told so.
+
+    ``other``: it stands for another file than before. Otherwise only what was put over something else counts.
+    """
+    cdef size_t i
+    cdef int told = 0
+    cdef char kind
+    cdef bint last = False
+    for i in range(triggers.size):
+        last = last or triggers.data[i] & TRIGGER_LAST
+    for i in range(triggers.size):
+        kind = triggers.data[i]
+        if not other and not kind & TRIGGER_OVER:
+            continue
+        if kind & TRIGGER_LAST:
+            emit_subject(reader, root, IN_MOVED_TO if kind & TRIGGER_MOVED else IN_CREATE)
+        elif last or not known:
+            continue
+        emit_subject(reader, root, IN_MODIFY)
+        told += 1
+    if other and not told:
+        if not known:
+            emit_subject(reader, root, IN_CREATE)
+        emit_subject(reader, root, IN_MODIFY)
+
+
+cdef void tell_passage(Reader *reader, Root *root, const Buffer *triggers) noexcept nogil:
+    """The path stands for nothing now, but files were created there and are gone again: report those."""
+    cdef size_t i
+    for i in range(triggers.size):
+        if triggers.data[i] & TRIGGER_LAST and not triggers.data[i] & TRIGGER_MOVED:
+            root.directory = (triggers.data[i] & TRIGGER_DIRECTORY) != 0
+            emit_subject(reader, root, IN_CREATE)
+            emit_subject(reader, root, IN_MODIFY)
+
+
+cdef bint same_file(const Identity *a, const Identity *b) noexcept nogil:
+    return (a.valid and b.valid and a.device == b.device and a.inode == b.inode
+            and a.born_s == b.born_s and a.born_ns == b.born_ns)
+
+
+cdef void depart(Reader *reader, Root *root, const Buffer *held, uint32_t top) noexcept nogil:
+    """The file of a subject path is there no longer. One that still lives and only lost its name may tell its end."""
+    cdef Core *core = reader.core
+    if root.moved:
+        node_free_tree(core, top)
+        return
+    while core.nodes[top].first_child:
+        node_free_tree(core, core.nodes[top].first_child)
+    core.nodes[top].flags |= NODE_DEPARTED
+    root.top = 0
+    replay_root(reader, held, top, IN_DELETE_SELF | IN_ATTRIB)
+
+
+cdef void judge(Reader *reader, Root *root) noexcept nogil:
+    """A look-up and every event before it are known: what does the subject path stand for, and what was it before?"""
+    cdef Core *core = reader.core
+    cdef uint32_t top = root.top, next_top = root.next_top
+    cdef Buffer held = root.held, triggers = root.triggers
+    cdef bint known, other
+    cdef uint32_t all_events = 0xFFFFFFFF
+    root_settled(core, root)
+    memset(&root.held, 0, sizeof(Buffer))
+    memset(&root.triggers, 0, sizeof(Buffer))
+    root.unsure = False
+    if top and (core.nodes[top].wd < 0 or (root.found.valid and not next_top)):
+        replay_root(reader, &held, top, all_events)     # its own file: here still, or until its end
+        top = root.top
+    if not root.found.valid:
+        if top:
+            depart(reader, root, &held, top)
+            root.known.valid = root.known.valid and root.moved
+        tell_passage(reader, root, &triggers)
+    else:
+        known = root.known.valid
+        other = not same_file(&root.known, &root.found)
+        if next_top:
+            if top:
+                depart(reader, root, &held, top)
+            root.top = next_top
+            root.next_top = 0
+        root.known = root.found
+        tell_arrivals(reader, root, &triggers, known, other)
+        replay_root(reader, &held, next_top, all_events)
+    root.moved = False
+    buffer_free(&held)
+    buffer_free(&triggers)
+
+
+cdef void tell_swap(Reader *reader, Swap *swap) noexcept nogil:
+    """A volume's ..data was swapped: what is reached through it is new."""
+    cdef uint32_t i
+    if node_is(reader.core, swap.node, swap.serial):
+        for i in range(swap.count):
+            emit(reader, swap.node, IN_MODIFY, False, swap.names[i].bytes, swap.names[i].size)
+
+
+cdef bint is_unsure(Core *core, const Window *window) noexcept nogil:
+    return node_is(core, window.node, window.serial) and core.nodes[window.node].root.unsure
 
 
 cdef void settle(Reader *reader) noexcept nogil:
@@ -556,11 +666,27 @@ cdef void settle(Reader *reader) noexcept nogil:
     cdef Limbo *next_limbo
     cdef Retry **link = &core.retries
     cdef Retry *retry
+    cdef Root *root = core.unsettled
+    cdef Root *next_root
+    cdef Swap *swap = core.swaps
+    cdef Swap *next_swap
+    while root != NULL:
+        next_root = root.next_unsettled
+        if root.fence <= passed and not root.queued and not root.looking:   # else another look-up is to come
+            judge(reader, root)
+        root = next_root
+    while swap != NULL:
+        next_swap = swap.next
+        if swap.fence and swap.fence <= passed:
+            tell_swap(reader, swap)
+            swap_free(core, swap)
+        swap = next_swap
     while True:                             # in the order of the listings: parents before children
         oldest = NULL
         window = core.windows
         while window != NULL:
-            if window.fence and window.fence <= passed and (oldest == NULL or window.fence < oldest.fence):
+            if (window.fence and window.fence <= passed and not is_unsure(core, window)
+                    and (oldest == NULL or window.fence < oldest.fence)):
                 oldest = window
             window = window.next
         if oldest == NULL:
@@ -589,10 +715,61 @@ cdef void settle(Reader *reader) noexcept nogil:
             else:
                 job_push(core, retry.node)
         free(retry)
+    if core.repair and core.repairing == 0 and core.windows == NULL:
+        end_repair(core)
 
 
-cdef void overflow(Reader *reader) noexcept nogil:
-    """The kernel dropped events: say so in the log and in every watch's counts."""
+cdef void note_recent(Core *core, const char *events, size_t size) noexcept nogil:
+    """Remember what a batch reported as created, so that the repair does not report it again."""
+    cdef const inotify_event *event
+    cdef size_t at = 0
+    while at < size:
+        event = <const inotify_event *>(events + at)
+        at += sizeof(inotify_event) + event.len
+        if event.mask & (IN_CREATE | IN_MOVED_TO) and event.len:
+            recent_add(core, event.wd, event.name, strlen(event.name))
+
+
+cdef void end_repair(Core *core) noexcept nogil:
+    core.repair = False
+    free(core.recent)
+    core.recent = NULL
+    core.recent_count = 0
+    core.recent_capacity = 0
+
+
+cdef void begin_repair(Reader *reader, const inotify_event *event) noexcept nogil:
+    """Have every tree listed again. What was born since the read before this one began, and not told, is new."""
+    cdef Core *core = reader.core
+    cdef Subscription *subscription = core.subscriptions
+    cdef int i
+    if not core.repair:
+        core.repair = True
+        core.repair_since_s = reader.last_s
+        core.repair_since_ns = reader.last_ns
+        note_recent(core, reader.events_before, reader.events_before_size)
+        note_recent(core, reader.events, <size_t>(<const char *>event - reader.events))
+    while subscription != NULL:
+        for i in range(subscription.root_count):
+            if not subscription.roots[i].rescan:
+                subscription.roots[i].rescan = True
+                core.repairing += 1
+            root_push(core, &subscription.roots[i])
+        subscription = subscription.next
+
+
+cdef void drop_limbo(Core *core) noexcept nogil:
+    """What was on the move when events were lost: the listings will tell where it is."""
+    cdef Limbo *limbo
+    while core.limbo != NULL:
+        limbo = core.limbo
+        if node_is(core, limbo.node, limbo.serial):
+            node_free_tree(core, limbo.node)
+        limbo_free(core, limbo)
+
+
+cdef void overflow(Reader *reader, const inotify_event *event) noexcept nogil:
+    """The kernel dropped events: say so in the log and in every watch's counts, and find out what was missed."""
     cdef Core *core = reader.core
     cdef Subscription *subscription = core.subscriptions
     reader.overflows += 1
@@ -604,6 +781,8 @@ cdef void overflow(Reader *reader) noexcept nogil:
     notice_push(core, NOTICE_OVERFLOW, 0, 0, <long>reader.overflows, 0)
     reader.counted = True
     fence_reset(core)
+    drop_limbo(core)
+    begin_repair(reader, event)
     settle(reader)
 
 
@@ -619,13 +798,17 @@ cdef void handle(Reader *reader, const inotify_event *event) noexcept nogil:
     reader.handled += 1
     reader.number += 1
     if event.mask & IN_Q_OVERFLOW:
-        overflow(reader)
+        overflow(reader, event)
         return
     entry = wd_find(core, event.wd)
     if entry == NULL:                       # nobody's any more
         return
+    if entry.mask & ANCHORED and event.len and event.mask & (IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO):
+        anchored(core, event, strlen(event.name))
+    if core.repair and event.len and event.mask & (IN_CREATE | IN_MOVED_TO):
+        recent_add(core, event.wd, event.name, strlen(event.name))
     if event.mask & IN_IGNORED:
-        ignored(core, entry)
+        ignored(reader, entry, event)
         return
     if core.echoes != NULL and event.mask & NOISY and echo_drop(
             core, event.wd, event.mask, <const char *>event.name if event.len else NULL):
@@ -645,6 +828,7 @@ cdef void handle_batch(Reader *reader, size_t size, int *count) noexcept nogil:
     cdef size_t at = 0
     cdef timespec now
     cdef bint told
+    cdef char *previous
     cdef int i
     count[0] = 0
     clock_gettime(CLOCK_REALTIME, &now)
@@ -661,6 +845,13 @@ cdef void handle_batch(Reader *reader, size_t size, int *count) noexcept nogil:
     for i in range(reader.sink_count):
         flush_lines(reader, i)
     reader.reads += 1
+    previous = reader.events_before         # kept for one more batch, see begin_repair()
+    reader.events_before = reader.events
+    reader.events_before_size = size
+    reader.events = previous
+    clock_gettime(CLOCK_REALTIME_COARSE, &now)      # the clock of file times
+    reader.last_s = now.tv_sec
+    reader.last_ns = <uint32_t>now.tv_nsec
     if told or (reader.counted and load_int(&reader.wanted)):
         reader_signal(reader)
 
@@ -713,7 +904,8 @@ cdef bint reader_init(Reader *reader, Core *core) noexcept nogil:
     reader.stop_fd = -1
     reader.counted_fd = -1
     reader.events = <char *>malloc(EVENTS_SIZE)
-    return reader.events != NULL
+    reader.events_before = <char *>malloc(EVENTS_SIZE)
+    return reader.events != NULL and reader.events_before != NULL
 
 
 cdef void reader_free(Reader *reader) noexcept nogil:
@@ -724,7 +916,9 @@ cdef void reader_free(Reader *reader) noexcept nogil:
         buffer_free(&reader.paths[i].text)
     buffer_free(&reader.message)
     buffer_free(&reader.file)
+    buffer_free(&reader.subject)
     free(reader.events)
+    free(reader.events_before)
     if reader.stop_fd >= 0:
         close(reader.stop_fd)
     if reader.counted_fd >= 0:

@@ -18,9 +18,10 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport strdup
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
-from argusd._events cimport Reader, reader_free, reader_init, reader_main, reader_signal
+from argusd._events cimport reader_free, reader_init, reader_main, reader_signal
 from argusd._output cimport Output
-from argusd._records cimport Encoder
+from argusd._records cimport Encoder, buffer_free
+from argusd._report cimport Reader
 from argusd._tree cimport (
     EVENT_KINDS,
     Core,
@@ -34,10 +35,11 @@ from argusd._tree cimport (
     core_init,
     core_lock,
     core_unlock,
-    node_free_tree,
     node_is,
+    root_end,
 )
-from argusd._walk cimport Walk, openat2_works, walk_free, walk_init, walk_root, walker
+from argusd._walk cimport Walk, openat2_works, walk_free, walk_init
+from argusd._walker cimport arm_root, walker
 from argusd.includes.linux cimport (
     EFD_CLOEXEC,
     EFD_NONBLOCK,
@@ -109,6 +111,8 @@ cdef void subscription_free(Subscription *subscription) noexcept nogil:
     cdef int i
     for i in range(subscription.root_count):
         free(subscription.roots[i].path)
+        buffer_free(&subscription.roots[i].triggers)
+        buffer_free(&subscription.roots[i].held)
         if subscription.roots[i].follow_fd >= 0:
             close(subscription.roots[i].follow_fd)
     free(subscription.roots)
@@ -280,7 +284,7 @@ cdef class Engine:
             for i in range(subscription.root_count):
                 if error or walk.error or subscription.cancelled:
                     break
-                subscription.roots[i].error = walk_root(&walk, &subscription.roots[i])
+                subscription.roots[i].error = arm_root(&walk, &subscription.roots[i])
             error = error or walk.error
             walk_free(&walk)
             core_lock(&self.core)
@@ -430,7 +434,8 @@ cdef class Engine:
         with nogil:
             core_lock(&self.core)
             busy = (self.core.job_count > 0 or self.core.working > 0 or self.core.removal_count > 0
-                    or self.core.windows != NULL or self.core.retries != NULL or self.core.echoes != NULL
+                    or self.core.windows != NULL or self.core.retries != NULL or self.core.echoes != NULL or self.core.swaps != NULL
+                    or self.core.root_first != NULL or self.core.unsettled != NULL or self.core.repair
                     or self.core.fence_passed != self.core.fence_placed)
             limbo = self.core.limbo
             while limbo != NULL:
@@ -487,8 +492,7 @@ cdef class Engine:
 cdef void drop_trees(Core *core, Subscription *subscription) noexcept nogil:
     cdef int i
     for i in range(subscription.root_count):
-        if subscription.roots[i].top:
-            node_free_tree(core, subscription.roots[i].top)
+        root_end(core, &subscription.roots[i])
 
 
 cdef struct vector:

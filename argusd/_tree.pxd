@@ -3,7 +3,7 @@
 # Everything here is guarded by Core's lock. Nodes are named by index, because the arena moves when it grows; an index
 # that was kept while the lock was not held is good only together with the node's serial number.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from argusd._output cimport Sink
 from argusd._records cimport Buffer, Lines
@@ -22,6 +22,7 @@ cdef enum:
     NODE_DISPLACED = 32         # something was moved onto its place: overwritten, or half of an exchange
     NODE_WINDOW = 64            # a Window stands open for it
     NODE_MOVED = 128            # has moved since the last attempt to arm it
+    NODE_DEPARTED = 256         # a subject's file that lost its name: only its end is still reported
 
 cdef struct Node:
     uint32_t parent             # 0 for the top of a tree
@@ -31,20 +32,65 @@ cdef struct Node:
     uint32_t next_on_wd         # next node with the same watch descriptor
     uint32_t serial             # changes whenever the index is used for another directory
     int wd                      # -1 when not armed
-    unsigned char flags
+    unsigned short flags
     unsigned char name_size     # a file name has at most 255 bytes
     unsigned char attempts      # to reach it in vain, since it was last armed
     char *name
     Root *root
+
+# Which file a path stands for; good as long as the file is not deleted (then its number may be used again).
+cdef struct Identity:
+    bint valid
+    uint64_t device
+    uint64_t inode
+    int64_t born_s              # 0 where the file system does not tell
+    uint32_t born_ns
+
+# One step of looking up a subject path: a name in a directory. What happens to it may change what the path means.
+cdef struct Anchor:
+    int wd
+    unsigned char name_size
+    bint last                   # the last name of the path as the user wrote it
+    bint present                # the name is there, as far as events tell
+    bint fresh                  # not looked for yet
+    uint32_t round              # of the look-up that used it
+    char *name
+    Root *root
+    Anchor *next_on_wd          # in the bucket of its watch descriptor
+    Anchor *next_in_root
 
 # One subject path in one container.
 cdef struct Root:
     Subscription *subscription
     char *path                  # as the user gave it, normalised
     size_t path_size
-    uint32_t top                # 0 when not armed
+    uint32_t top                # 0 when the path stands for nothing
+    uint32_t next_top           # what it was found to stand for, until everything before that has been reported
     int follow_fd               # O_PATH descriptor of a followMove subject, else -1
     int error                   # errno that kept it from being armed, else 0
+    Anchor *anchors
+    uint32_t round
+    bint queued                 # a look-up is to be done
+    bint looking                # and one is being done
+    Root *next_queued
+    bint rescan                 # with everything below: events were lost
+    bint unsure                 # a step of the look-up has changed: what comes now is held back
+    bint moved                  # and so that the old file, if it lives, is somewhere else
+    uint64_t fence              # behind the last look-up, 0 when that is settled
+    bint unsettled              # is in Core.unsettled
+    Root *next_unsettled
+    Identity known              # what was last reported or armed
+    Identity found              # by the last look-up
+    bint directory              # what was found
+    Buffer triggers             # TRIGGER_* of each arrival at an anchor, not yet reported
+    Buffer held                 # events that wait for the look-up
+
+cdef enum:
+    TRIGGER_LAST = 1            # at the last name of the path
+    TRIGGER_MOVED = 2           # IN_MOVED_TO, else IN_CREATE
+    TRIGGER_DIRECTORY = 4
+    TRIGGER_OVER = 8            # over something that was there
+    ANCHOR_BUCKETS = 4096
 
 # A container's root, for as long as its init process lives.
 cdef struct Place:
@@ -81,8 +127,11 @@ cdef struct Subscription:
 
 cdef struct WdEntry:
     int wd                      # 0: free place of the table
-    uint32_t mask               # what the kernel watches for
-    uint32_t first              # first node; 0 when the watch waits to be removed
+    uint32_t mask               # what the kernel watches for, and ANCHORED
+    uint32_t first              # first node; 0 and not ANCHORED: the watch waits to be removed
+
+cdef enum:
+    ANCHORED = 0x80000000       # in WdEntry.mask, never given to the kernel: there are anchors on it
 
 cdef struct Job:
     uint32_t node
@@ -106,7 +155,19 @@ cdef struct Window:
     uint32_t capacity
     uint32_t *index             # hash table of positions + 1 in names
     uint32_t index_capacity
+    bint repair                 # of a directory that was watched before: reported is only what repair_since says
     Window *next
+
+# A Kubernetes volume's ..data was swapped: the links through it, found by a listing, are reported as modified.
+cdef struct Swap:
+    uint32_t node
+    uint32_t serial
+    uint64_t fence              # 0 until the listing is done
+    bint taken                  # by the walker
+    Name *names
+    uint32_t count
+    uint32_t capacity
+    Swap *next
 
 # The OPEN, ACCESS and CLOSE_NOWRITE that one listing of ours causes on one watch descriptor.
 cdef struct Echo:
@@ -188,6 +249,19 @@ cdef struct Core:
     uint32_t job_capacity
     int working                 # jobs and first walks that are being carried out
 
+    Root *root_first            # look-ups to be done
+    Root *root_last
+    Root *unsettled             # looked up, and to be judged when the mark behind the look-up comes
+    Anchor **anchors            # ANCHOR_BUCKETS lists by watch descriptor
+    Swap *swaps
+    int repairing               # roots whose trees are still to be brought up to date after an overflow
+    bint repair                 # an overflow is being repaired
+    int64_t repair_since_s      # files born before are not new
+    uint32_t repair_since_ns
+    uint64_t *recent            # hashes of (watch descriptor, name) that were reported as created since then
+    uint32_t recent_count
+    uint32_t recent_capacity
+
     Window *windows
     Echo *echoes
     Limbo *limbo
@@ -227,6 +301,18 @@ cdef uint64_t fence_place(Core *core) noexcept nogil
 cdef void fence_reset(Core *core) noexcept nogil
 cdef void retry_push(Core *core, uint32_t node, bint gone) noexcept nogil
 cdef void job_push(Core *core, uint32_t node) noexcept nogil
+cdef void root_push(Core *core, Root *root) noexcept nogil
+cdef void root_unsettle(Core *core, Root *root) noexcept nogil
+cdef void root_settled(Core *core, Root *root) noexcept nogil
+cdef Anchor *anchor_first(Core *core, int wd) noexcept nogil
+cdef Anchor *anchor_add(Core *core, Root *root, int wd, const char *name, size_t size, bint last) noexcept nogil
+cdef void anchors_drop(Core *core, Root *root, bint all) noexcept nogil
+cdef void anchors_lose(Core *core, int wd) noexcept nogil
+cdef void root_end(Core *core, Root *root) noexcept nogil
+cdef void recent_add(Core *core, int wd, const char *name, size_t size) noexcept nogil
+cdef bint recent_has(Core *core, int wd, const char *name, size_t size) noexcept nogil
+cdef void swap_push(Core *core, uint32_t node) noexcept nogil
+cdef void swap_free(Core *core, Swap *swap) noexcept nogil
 cdef void notice_push(Core *core, int kind, int subscription, int error, long number, uint32_t node) noexcept nogil
 cdef bint is_ignored(const Subscription *subscription, const char *name, size_t size) noexcept nogil
 cdef uint64_t name_hash(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil

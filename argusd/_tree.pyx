@@ -91,8 +91,9 @@ cdef int core_init(Core *core) noexcept nogil:
     core.nodes = <Node *>calloc(core.node_capacity, sizeof(Node))
     core.names = <uint32_t *>calloc(core.names_capacity, sizeof(uint32_t))
     core.wds = <WdEntry *>calloc(core.wds_capacity, sizeof(WdEntry))
+    core.anchors = <Anchor **>calloc(ANCHOR_BUCKETS, sizeof(Anchor *))
     core.node_end = 1           # index 0 means none
-    if core.nodes == NULL or core.names == NULL or core.wds == NULL:
+    if core.anchors == NULL or core.nodes == NULL or core.names == NULL or core.wds == NULL:
         return ENOMEM
     if getrandom(core.key, sizeof(core.key), 0) != sizeof(core.key):
         return errno
@@ -140,6 +141,10 @@ cdef void core_free(Core *core) noexcept nogil:
         core.notices = notice.next
         free(notice.path)
         free(notice)
+    while core.swaps != NULL:
+        swap_free(core, core.swaps)
+    free(core.anchors)
+    free(core.recent)
     free(core.nodes)
     free(core.names)
     free(core.wds)
@@ -215,7 +220,7 @@ cdef void node_unindex(Core *core, uint32_t node) noexcept nogil:
     cdef uint32_t at, follow, home
     if not core.nodes[node].flags & NODE_INDEXED:
         return
-    core.nodes[node].flags &= <unsigned char>~NODE_INDEXED
+    core.nodes[node].flags &= <unsigned short>~NODE_INDEXED
     core.names_count -= 1
     at = node_hash(core, node) & last
     while core.names[at] != node:
@@ -334,6 +339,8 @@ cdef void node_free_one(Core *core, uint32_t node) noexcept nogil:
     wd_detach(core, node)
     if it.root.top == node:
         it.root.top = 0
+    if it.root.next_top == node:
+        it.root.next_top = 0
     free(it.name)
     it.name = NULL
     it.root = NULL              # node_is() says no from here on
@@ -472,7 +479,6 @@ cdef void wd_detach(Core *core, uint32_t node) noexcept nogil:
     """
     cdef WdEntry *entry
     cdef uint32_t *link
-    cdef int *grown
     cdef int wd = core.nodes[node].wd
     if wd < 0:
         return
@@ -484,8 +490,13 @@ cdef void wd_detach(Core *core, uint32_t node) noexcept nogil:
     while link[0] != node:
         link = &core.nodes[link[0]].next_on_wd
     link[0] = core.nodes[node].next_on_wd
-    if entry.first:
-        return
+    if entry.first == 0 and not entry.mask & ANCHORED:
+        wd_release(core, wd)
+
+
+cdef void wd_release(Core *core, int wd) noexcept nogil:
+    """Have the walker remove a watch that nobody uses."""
+    cdef int *grown
     if core.removal_count == core.removal_capacity:
         grown = <int *>realloc(core.removals, <size_t>(core.removal_capacity * 2 + 256) * sizeof(int))
         if grown == NULL:       # no memory to remember it: remove it at once
@@ -601,6 +612,55 @@ cdef void job_push(Core *core, uint32_t node) noexcept nogil:
     pthread_cond_signal(&core.work)
 
 
+cdef void root_push(Core *core, Root *root) noexcept nogil:
+    """Have the walker look again what a subject path stands for."""
+    if root.queued:
+        return
+    root.queued = True
+    root.next_queued = NULL
+    if core.root_last != NULL:
+        core.root_last.next_queued = root
+    else:
+        core.root_first = root
+    core.root_last = root
+    pthread_cond_signal(&core.work)
+
+
+cdef void root_unqueue(Core *core, Root *root) noexcept nogil:
+    cdef Root **link = &core.root_first
+    cdef Root *before = NULL
+    if not root.queued:
+        return
+    while link[0] != root:
+        before = link[0]
+        link = &before.next_queued
+    link[0] = root.next_queued
+    if core.root_last == root:
+        core.root_last = before
+    root.queued = False
+
+
+cdef void root_unsettle(Core *core, Root *root) noexcept nogil:
+    """A look-up is done: what it means is known when the mark that is put into the queue now comes out of it."""
+    root.looking = False
+    root.fence = fence_place(core)
+    if not root.unsettled:
+        root.unsettled = True
+        root.next_unsettled = core.unsettled
+        core.unsettled = root
+
+
+cdef void root_settled(Core *core, Root *root) noexcept nogil:
+    cdef Root **link = &core.unsettled
+    root.fence = 0
+    if not root.unsettled:
+        return
+    while link[0] != root:
+        link = &link[0].next_unsettled
+    link[0] = root.next_unsettled
+    root.unsettled = False
+
+
 cdef void notice_push(Core *core, int kind, int subscription, int error, long number, uint32_t node) noexcept nogil:
     cdef NoticeEntry *notice
     cdef NoticeEntry **end = &core.notices
@@ -634,3 +694,179 @@ cdef bint is_ignored(const Subscription *subscription, const char *name, size_t 
         if strlen(subscription.ignored[i]) == size and memcmp(subscription.ignored[i], name, size) == 0:
             return True
     return False
+
+
+# ---- anchors of subject paths
+
+cdef inline uint32_t bucket(int wd) noexcept nogil:
+    return (<uint32_t>wd * <uint32_t>2654435769) & (ANCHOR_BUCKETS - 1)
+
+
+cdef Anchor *anchor_first(Core *core, int wd) noexcept nogil:
+    """The first anchor of the bucket; others may be of another watch descriptor."""
+    return core.anchors[bucket(wd)]
+
+
+cdef Anchor *anchor_add(Core *core, Root *root, int wd, const char *name, size_t size, bint last) noexcept nogil:
+    """Note that the path of ``root`` goes through ``name`` in a watched directory. NULL: out of memory."""
+    cdef Anchor *anchor = root.anchors
+    cdef WdEntry *entry
+    while anchor != NULL:
+        if anchor.wd == wd and anchor.name_size == size and memcmp(anchor.name, name, size) == 0:
+            anchor.round = root.round
+            anchor.last = last
+            return anchor
+        anchor = anchor.next_in_root
+    anchor = <Anchor *>calloc(1, sizeof(Anchor))
+    if anchor == NULL:
+        return NULL
+    anchor.name = <char *>malloc(size + 1)
+    entry = wd_find(core, wd)
+    if anchor.name == NULL or entry == NULL:
+        free(anchor.name)
+        free(anchor)
+        return NULL
+    memcpy(anchor.name, name, size)
+    anchor.name[size] = 0
+    anchor.name_size = <unsigned char>size
+    anchor.wd = wd
+    anchor.last = last
+    anchor.round = root.round
+    anchor.root = root
+    anchor.fresh = True
+    anchor.next_in_root = root.anchors
+    root.anchors = anchor
+    anchor.next_on_wd = core.anchors[bucket(wd)]
+    core.anchors[bucket(wd)] = anchor
+    entry.mask |= ANCHORED
+    return anchor
+
+
+cdef void anchor_free(Core *core, Anchor *anchor) noexcept nogil:
+    """Take an anchor, already out of its root's list, off its watch descriptor."""
+    cdef Anchor **link = &core.anchors[bucket(anchor.wd)]
+    cdef WdEntry *entry
+    cdef Anchor *other
+    while link[0] != anchor:
+        link = &link[0].next_on_wd
+    link[0] = anchor.next_on_wd
+    other = core.anchors[bucket(anchor.wd)]
+    while other != NULL and other.wd != anchor.wd:
+        other = other.next_on_wd
+    entry = wd_find(core, anchor.wd)
+    if other == NULL and entry != NULL:
+        entry.mask &= ~<uint32_t>ANCHORED
+        if entry.first == 0:
+            wd_release(core, anchor.wd)
+    free(anchor.name)
+    free(anchor)
+
+
+cdef void anchors_drop(Core *core, Root *root, bint all) noexcept nogil:
+    """Forget the anchors that the last look-up did not come by, or all."""
+    cdef Anchor **link = &root.anchors
+    cdef Anchor *anchor
+    while link[0] != NULL:
+        anchor = link[0]
+        if all or anchor.round != root.round:
+            link[0] = anchor.next_in_root
+            anchor_free(core, anchor)
+        else:
+            link = &anchor.next_in_root
+
+
+cdef void anchors_lose(Core *core, int wd) noexcept nogil:
+    """A directory that paths go through is gone: look those paths up again."""
+    cdef Anchor *anchor = core.anchors[bucket(wd)]
+    cdef Anchor *after
+    cdef Anchor **link
+    while anchor != NULL:
+        after = anchor.next_on_wd
+        if anchor.wd == wd:
+            root_push(core, anchor.root)
+            link = &anchor.root.anchors
+            while link[0] != anchor:
+                link = &link[0].next_in_root
+            link[0] = anchor.next_in_root
+            anchor_free(core, anchor)
+        anchor = after
+
+
+cdef void root_end(Core *core, Root *root) noexcept nogil:
+    """Let go of all that a subject path has in the trees and tables."""
+    root_unqueue(core, root)
+    root_settled(core, root)
+    anchors_drop(core, root, True)
+    if root.top:
+        node_free_tree(core, root.top)
+    if root.next_top:
+        node_free_tree(core, root.next_top)
+    if root.rescan:
+        root.rescan = False
+        core.repairing -= 1
+
+
+# ---- what was reported as created lately, while an overflow is repaired
+
+cdef void recent_add(Core *core, int wd, const char *name, size_t size) noexcept nogil:
+    cdef uint64_t hashed = name_hash(core, <uint32_t>wd, name, size) | 1
+    cdef uint64_t *old
+    cdef uint32_t i, at, old_capacity = core.recent_capacity
+    if core.recent_count * 2 >= old_capacity:
+        old = core.recent
+        core.recent_capacity = old_capacity * 2 if old_capacity else 4096
+        core.recent = <uint64_t *>calloc(core.recent_capacity, sizeof(uint64_t))
+        if core.recent == NULL:
+            core.recent = old
+            core.recent_capacity = old_capacity
+            return
+        for i in range(old_capacity):
+            if old[i]:
+                at = <uint32_t>(old[i] >> 1) & (core.recent_capacity - 1)
+                while core.recent[at]:
+                    at = (at + 1) & (core.recent_capacity - 1)
+                core.recent[at] = old[i]
+        free(old)
+    at = <uint32_t>(hashed >> 1) & (core.recent_capacity - 1)
+    while core.recent[at] and core.recent[at] != hashed:
+        at = (at + 1) & (core.recent_capacity - 1)
+    if core.recent[at] == 0:
+        core.recent[at] = hashed
+        core.recent_count += 1
+
+
+cdef bint recent_has(Core *core, int wd, const char *name, size_t size) noexcept nogil:
+    cdef uint64_t hashed = name_hash(core, <uint32_t>wd, name, size) | 1
+    cdef uint32_t at
+    if core.recent_count == 0:
+        return False
+    at = <uint32_t>(hashed >> 1) & (core.recent_capacity - 1)
+    while core.recent[at] and core.recent[at] != hashed:
+        at = (at + 1) & (core.recent_capacity - 1)
+    return core.recent[at] != 0
+
+
+cdef void swap_push(Core *core, uint32_t node) noexcept nogil:
+    """Have the walker find the links through ..data in a directory where that was swapped."""
+    cdef Swap *swap = <Swap *>calloc(1, sizeof(Swap))
+    cdef Swap **end = &core.swaps
+    if swap == NULL:
+        return
+    swap.node = node
+    swap.serial = core.nodes[node].serial
+    while end[0] != NULL:
+        end = &end[0].next
+    end[0] = swap
+    pthread_cond_signal(&core.work)
+
+
+cdef void swap_free(Core *core, Swap *swap) noexcept nogil:
+    cdef Swap **link = &core.swaps
+    cdef uint32_t i
+    while link[0] != swap:
+        link = &link[0].next
+    link[0] = swap.next
+    for i in range(swap.count):
+        free(swap.names[i].bytes)
+    free(swap.names)
+    free(swap)

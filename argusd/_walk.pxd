@@ -1,14 +1,15 @@
-# Looking into containers: opening their paths, listing directories, arming watches.
+# Looking into containers: opening their paths, arming and listing directories.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 
 from argusd._records cimport Buffer
-from argusd._tree cimport Core, Job, Root
+from argusd._tree cimport Core, Job, Root, Subscription
 
 cdef enum:
     CHAIN = 16                      # directories kept open during a walk, so that a child is opened from its parent
+    ENTRIES = 64 * 1024             # bytes of directory entries read at once
 
-# One thread's walk. Nothing stays open in it between two calls of walk_root() or walk_job().
+# One thread's walk. Between two pieces of work nothing stays open in it.
 cdef struct Walk:
     Core *core
     Root *root                      # of the tree that the descriptors belong to
@@ -22,13 +23,29 @@ cdef struct Walk:
     uint32_t stack_capacity
     char *entries
     Buffer path
+    Buffer top_path
     int error                       # ENOSPC or ENOMEM: the kernel has no more watches to give
     bint initial                    # the first walk of a subscription: errors are the caller's to tell
+    bint rescan                     # directories that are watched already are listed again
+
+cdef bint openat2_works() noexcept nogil
+cdef int place_open(int pid, int pidfd) noexcept nogil
+cdef int lookup(int directory, const char *path, int flags, unsigned long long resolve) noexcept nogil
 
 cdef int walk_init(Walk *walk, Core *core) noexcept nogil
 cdef void walk_free(Walk *walk) noexcept nogil
-cdef int walk_root(Walk *walk, Root *root) noexcept nogil
-cdef void walk_job(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil
-cdef void *walker(void *argument) noexcept nogil
-cdef bint openat2_works() noexcept nogil
-cdef int place_open(int pid, int pidfd) noexcept nogil
+cdef int walk_enter(Walk *walk, Root *root) noexcept nogil
+cdef void walk_leave(Walk *walk) noexcept nogil
+cdef void chain_push(Walk *walk, uint32_t node, uint32_t serial, int fd) noexcept nogil
+cdef void chain_cut(Walk *walk, int count) noexcept nogil
+cdef int node_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil
+cdef bint stack_push(Walk *walk, uint32_t node) noexcept nogil
+cdef uint32_t wanted(const Subscription *subscription, bint quiet) noexcept nogil
+cdef int add_watch(Core *core, int fd, uint32_t mask) noexcept nogil
+cdef bint is_same(Walk *walk, uint32_t node, uint32_t serial, int fd) noexcept nogil
+cdef void expect_echoes(Walk *walk, int wd, int parent_wd, const char *name) noexcept nogil
+cdef void rescan_window(Core *core, uint32_t node) noexcept nogil
+cdef void list_directory(Walk *walk, uint32_t node, uint32_t serial, int fd, int wd) noexcept nogil
+cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil
+cdef void drain_stack(Walk *walk) noexcept nogil
+cdef void finish(Walk *walk, uint32_t top, uint32_t serial) noexcept nogil

@@ -19,8 +19,9 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset, strlen, strrchr
 
-from argusd._records cimport buffer_free, buffer_room
+from argusd._records cimport buffer_add, buffer_free, buffer_room
 from argusd._tree cimport (
+    ANCHORED,
     DEPTH_MAX,
     NODE_CREATED,
     NODE_DISPLACED,
@@ -67,6 +68,8 @@ from argusd.includes.linux cimport (
     DT_UNKNOWN,
     F_DUPFD_CLOEXEC,
     IN_MASK_ADD,
+    IN_MODIFY,
+    IN_MOVED_TO,
     IN_MOVE_SELF,
     IN_ONLYDIR,
     O_CLOEXEC,
@@ -80,6 +83,8 @@ from argusd.includes.linux cimport (
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
     RESOLVE_NO_SYMLINKS,
+    STATX_BTIME,
+    STATX_TYPE,
     S_ISDIR,
     SYS_getdents64,
     SYS_openat2,
@@ -98,6 +103,8 @@ from argusd.includes.linux cimport (
     poll,
     pollfd,
     stat_t,
+    statx,
+    statx_t,
     syscall,
     unshare,
     usleep,
@@ -105,10 +112,10 @@ from argusd.includes.linux cimport (
 from argusd.includes.pthread cimport load_int, pthread_cond_wait, pthread_mutex_lock, pthread_mutex_unlock
 
 cdef enum:
-    ENTRIES = 64 * 1024             # bytes of directory entries read at once
     CHUNK = 3000                    # bytes of a relative path looked up at once; the kernel takes 4095
-    REMOVALS = 64                   # watches removed while the lock is held
     LOOKUPS = 32                    # tries of a lookup that a concurrent rename disturbs
+    OLD_FILE = 200                  # in place of a DT_* of getdents64(2), by mark_old()
+    OLD_DIRECTORY = 201
 
 
 # ---- opening
@@ -234,6 +241,7 @@ cdef void walk_free(Walk *walk) noexcept nogil:
     free(walk.stack)
     free(walk.entries)
     buffer_free(&walk.path)
+    buffer_free(&walk.top_path)
 
 
 cdef int walk_enter(Walk *walk, Root *root) noexcept nogil:
@@ -248,12 +256,6 @@ cdef int walk_enter(Walk *walk, Root *root) noexcept nogil:
     walk.place_fd = fd
     walk.root = root
     return 0
-
-
-cdef int top_open(Walk *walk, Root *root) noexcept nogil:
-    """The subject path, its own links followed inside the container; a negative errno on failure."""
-    return lookup(walk.place_fd, root.path, O_PATH | (O_DIRECTORY if root.subscription.only_dir else 0),
-                  RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
 
 
 cdef bint path_to(Walk *walk, uint32_t node) noexcept nogil:
@@ -303,18 +305,20 @@ cdef bint is_same(Walk *walk, uint32_t node, uint32_t serial, int fd) noexcept n
     """Is the directory behind ``fd`` the one that ``node`` watches?"""
     cdef Core *core = walk.core
     cdef WdEntry *entry
+    cdef uint32_t mask
     cdef int wd = -1
     cdef bint same = False
     core_lock(core)
     if node_is(core, node, serial) and core.nodes[node].wd >= 0:
         entry = wd_find(core, core.nodes[node].wd)
-        wd = add_watch(core, fd, entry.mask)
+        mask = entry.mask & ~<uint32_t>ANCHORED
+        wd = add_watch(core, fd, mask)
         same = wd == core.nodes[node].wd
         if wd >= 0 and not same:
             if wd_find(core, wd) == NULL:
                 inotify_rm_watch(core.inotify_fd, wd)
             else:
-                wd_attach(core, wd, entry.mask, 0)
+                wd_attach(core, wd, mask, 0)
     core_unlock(core)
     return same
 
@@ -326,10 +330,13 @@ cdef int node_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     cdef int fd
     core_lock(core)
     known = node_is(core, node, serial) and core.nodes[node].wd >= 0 and path_to(walk, node)
+    if known:
+        walk.top_path.size = 0
+        buffer_add(&walk.top_path, walk.root.path, walk.root.path_size + 1)
     core_unlock(core)
-    if not known:
+    if not known or walk.top_path.failed:
         return -ESTALE
-    fd = top_open(walk, walk.root)
+    fd = lookup(walk.place_fd, walk.top_path.data, O_PATH | O_DIRECTORY, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     if fd < 0:
         return fd
     fd = descend(walk, fd)
@@ -411,7 +418,6 @@ cdef bint take_over(Walk *walk, uint32_t node, uint32_t serial, uint32_t other) 
     cdef Core *core = walk.core
     cdef uint32_t other_serial = core.nodes[other].serial, child
     cdef int fd, wd = core.nodes[other].wd
-    cdef uint32_t mask
     if node_below(core, node, other) or node_below(core, other, node):
         return False
     if not core.nodes[other].flags & (NODE_LIMBO | NODE_DISPLACED):
@@ -424,8 +430,7 @@ cdef bint take_over(Walk *walk, uint32_t node, uint32_t serial, uint32_t other) 
             return False
         if core.nodes[other].wd != wd:
             return False
-    mask = wd_find(core, wd).mask
-    wd_attach(core, wd, mask, node)
+    wd_attach(core, wd, 0, node)
     wd_detach(core, other)
     core.nodes[node].flags |= core.nodes[other].flags & NODE_QUIET
     while core.nodes[other].first_child:
@@ -438,6 +443,8 @@ cdef bint take_over(Walk *walk, uint32_t node, uint32_t serial, uint32_t other) 
 
 cdef uint32_t wanted(const Subscription *subscription, bint quiet) noexcept nogil:
     cdef uint32_t mask = subscription.mask
+    if mask & IN_MODIFY:
+        mask |= IN_MOVED_TO         # of ..data, in a Kubernetes volume
     if subscription.recursive:
         mask |= STRUCTURE
         if quiet:
@@ -451,7 +458,6 @@ cdef int arm(Walk *walk, uint32_t node, uint32_t serial, int fd, const char *nam
     """Watch the directory behind ``fd`` as ``node``. Returns its watch descriptor when it is to be listed, else -1."""
     cdef Core *core = walk.core
     cdef Subscription *subscription = walk.root.subscription
-    cdef WdEntry *parent
     cdef uint32_t other
     cdef uint32_t mask = wanted(subscription, core.nodes[node].wd < 0)
     cdef int wd = add_watch(core, fd, mask)
@@ -460,9 +466,13 @@ cdef int arm(Walk *walk, uint32_t node, uint32_t serial, int fd, const char *nam
         return -1
     if core.nodes[node].wd == wd:
         wd_attach(core, wd, mask, 0)
-        core.nodes[node].flags &= <unsigned char>~NODE_QUIET
+        core.nodes[node].flags &= <unsigned short>~NODE_QUIET
         core.nodes[node].attempts = 0
-        return -1
+        if not walk.rescan:
+            return -1
+        expect_echoes(walk, wd, parent_wd, name)
+        rescan_window(core, node)
+        return wd
     if core.nodes[node].wd >= 0:        # the tree had another directory here
         while core.nodes[node].first_child:
             node_free_tree(core, core.nodes[node].first_child)
@@ -480,14 +490,50 @@ cdef int arm(Walk *walk, uint32_t node, uint32_t serial, int fd, const char *nam
         core.nodes[node].flags |= NODE_QUIET
     if core.nodes[node].flags & NODE_CREATED:
         window_open(core, node)
-    if core.noisy:
-        parent = wd_find(core, parent_wd) if parent_wd >= 0 else NULL
-        if parent != NULL and parent.mask & NOISY:
-            echo_expect(core, walk, parent_wd, name)
-        if wd_find(core, wd).mask & NOISY:
-            echo_expect(core, walk, wd, NULL)
+    expect_echoes(walk, wd, parent_wd, name)
     subscription.directories += 1
     return wd
+
+
+cdef void expect_echoes(Walk *walk, int wd, int parent_wd, const char *name) noexcept nogil:
+    """A directory is about to be listed: its watches, and its parent's, may report that."""
+    cdef Core *core = walk.core
+    cdef WdEntry *parent
+    if not core.noisy:
+        return
+    parent = wd_find(core, parent_wd) if parent_wd >= 0 else NULL
+    if parent != NULL and parent.mask & NOISY:
+        echo_expect(core, walk, parent_wd, name)
+    if wd_find(core, wd).mask & NOISY:
+        echo_expect(core, walk, wd, NULL)
+
+
+cdef void rescan_window(Core *core, uint32_t node) noexcept nogil:
+    cdef Window *window = window_find(core, node)
+    if window == NULL:
+        window = window_open(core, node)
+        if window != NULL:
+            window.repair = True
+
+
+cdef void mark_old(Core *core, int directory, char *entries, long size) noexcept nogil:
+    """After an overflow: tell apart what was made before events were lost, by its time of birth."""
+    cdef dirent64 *entry
+    cdef char *end = entries + size
+    cdef statx_t status
+    while entries < end:
+        entry = <dirent64 *>entries
+        entries += entry.d_reclen
+        if entry.d_name[0] == c'.' and (entry.d_name[1] == 0 or (entry.d_name[1] == c'.' and entry.d_name[2] == 0)):
+            continue
+        if statx(directory, entry.d_name, AT_SYMLINK_NOFOLLOW, STATX_TYPE | STATX_BTIME, &status) != 0:
+            continue
+        if status.stx_mask & STATX_BTIME and (
+                status.stx_btime.tv_sec > core.repair_since_s
+                or (status.stx_btime.tv_sec == core.repair_since_s
+                    and status.stx_btime.tv_nsec >= core.repair_since_ns)):
+            continue                    # new
+        entry.d_type = OLD_DIRECTORY if S_ISDIR(status.stx_mode) else OLD_FILE
 
 
 cdef void note_entries(Walk *walk, uint32_t node, int fd, const char *entries, long size) noexcept nogil:
@@ -497,7 +543,7 @@ cdef void note_entries(Walk *walk, uint32_t node, int fd, const char *entries, l
     cdef Subscription *subscription = root.subscription
     cdef Window *window = window_find(core, node) if core.windows != NULL else NULL
     cdef uint32_t depth = node_depth(core, node)
-    cdef bint deeper = depth < DEPTH_MAX and (subscription.max_depth == 0 or depth < <uint32_t>subscription.max_depth)
+    cdef bint deeper = subscription.recursive and depth < DEPTH_MAX and (subscription.max_depth == 0 or depth < <uint32_t>subscription.max_depth)
     cdef const dirent64 *entry
     cdef const char *end = entries + size
     cdef stat_t status
@@ -510,10 +556,14 @@ cdef void note_entries(Walk *walk, uint32_t node, int fd, const char *entries, l
         length = strlen(entry.d_name)
         if entry.d_name[0] == c'.' and (length == 1 or (length == 2 and entry.d_name[1] == c'.')):
             continue
-        directory = entry.d_type == DT_DIR
+        directory = entry.d_type == DT_DIR or entry.d_type == OLD_DIRECTORY
         if entry.d_type == DT_UNKNOWN:
             directory = fstatat(fd, entry.d_name, &status, AT_SYMLINK_NOFOLLOW) == 0 and S_ISDIR(status.st_mode)
-        if window != NULL and window_name(core, window, entry.d_name, length) == NULL:
+        if entry.d_type == OLD_FILE:
+            continue
+        child = node_find(core, node, entry.d_name, length) if directory else 0
+        if window != NULL and not (window.repair and child) and window_name(
+                core, window, entry.d_name, length) == NULL:
             window_add(core, window, entry.d_name, length, directory)
         if not directory or is_ignored(subscription, entry.d_name, length):
             continue
@@ -521,13 +571,12 @@ cdef void note_entries(Walk *walk, uint32_t node, int fd, const char *entries, l
             if depth == DEPTH_MAX:
                 notice_push(core, NOTICE_DEPTH, subscription.number, 0, DEPTH_MAX, node)
             continue
-        child = node_find(core, node, entry.d_name, length)
         if child == 0:
             child = node_new(core, node, root, entry.d_name, length)
             if child == 0:
                 walk.error = ENOMEM
                 return
-            if window != NULL:
+            if window != NULL and not (window.repair and entry.d_type == OLD_DIRECTORY):
                 core.nodes[child].flags |= NODE_CREATED
         elif core.nodes[child].wd >= 0 or core.nodes[child].flags & NODE_QUEUED:
             continue
@@ -542,13 +591,23 @@ cdef void list_directory(Walk *walk, uint32_t node, uint32_t serial, int fd, int
     cdef long size = 0
     cdef int reads = 0, error = 0
     cdef int reading = openat(fd, b".", O_RDONLY | O_DIRECTORY | O_NONBLOCK | O_CLOEXEC)
+    cdef uint32_t child
     if reading < 0:
         error = errno
+    if walk.rescan:                     # what is known below is looked at again as well: it may be gone
+        core_lock(core)
+        child = core.nodes[node].first_child if node_is(core, node, serial) else 0
+        while child:
+            stack_push(walk, child)
+            child = core.nodes[child].next_sibling
+        core_unlock(core)
     while reading >= 0:
         size = syscall(SYS_getdents64, reading, walk.entries, ENTRIES)
         reads += 1
         if size <= 0:
             break
+        if walk.rescan:
+            mark_old(core, reading, walk.entries, size)
         core_lock(core)
         if node_is(core, node, serial) and core.nodes[node].wd == wd:
             note_entries(walk, node, reading, walk.entries, size)
@@ -558,12 +617,13 @@ cdef void list_directory(Walk *walk, uint32_t node, uint32_t serial, int fd, int
     if not error and not core.windows and not core.echoes:
         return                          # nothing of ours can stand open: only this thread opens it for this node
     core_lock(core)
-    if node_is(core, node, serial):
-        window = window_find(core, node)
-        if window != NULL and window.fence == 0:
+    window = core.windows
+    while window != NULL:               # also of a directory that is gone meanwhile
+        if window.node == node and window.serial == serial and window.fence == 0:
             window.fence = fence_place(core)
-        if error:
-            failed(walk, node, error)
+        window = window.next
+    if error and node_is(core, node, serial):
+        failed(walk, node, error)
     echo = core.echoes
     while echo != NULL:
         if echo.fence == 0 and echo.walk == walk:
@@ -584,7 +644,7 @@ cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     if not node_is(core, node, serial) or core.nodes[node].root.subscription.cancelled:
         core_unlock(core)
         return
-    core.nodes[node].flags &= <unsigned char>~(NODE_QUEUED | NODE_MOVED)
+    core.nodes[node].flags &= <unsigned short>~(NODE_QUEUED | NODE_MOVED)
     root = core.nodes[node].root
     parent = core.nodes[node].parent
     if parent == 0 or core.nodes[node].flags & (NODE_LIMBO | NODE_DISPLACED):
@@ -642,167 +702,3 @@ cdef void finish(Walk *walk, uint32_t top, uint32_t serial) noexcept nogil:
             node = node_next(core, top, node)
     core_unlock(core)
     drain_stack(walk)
-
-
-# ---- entry points
-
-cdef bint subject_is_ignored(const Root *root) noexcept nogil:
-    cdef const char *name = strrchr(root.path, c'/') + 1
-    return root.subscription.recursive and is_ignored(root.subscription, name, strlen(name))
-
-
-cdef int watch_file(Core *core, int fd, uint32_t mask) noexcept nogil:
-    """Watch what is behind an O_PATH descriptor, directory or not."""
-    cdef char path[40]
-    cdef int wd
-    snprintf(path, sizeof(path), b"/proc/self/fd/%d", fd)
-    wd = inotify_add_watch(core.inotify_fd, path, mask | IN_MASK_ADD)
-    return wd if wd >= 0 else -errno
-
-
-cdef int arm_top(Walk *walk, Root *root, int fd, bint directory) noexcept nogil:
-    """Watch the subject path itself, with the lock held; its watch descriptor or a negative errno."""
-    cdef Core *core = walk.core
-    cdef uint32_t mask = wanted(root.subscription, directory)
-    cdef int wd = watch_file(core, fd, mask)
-    if wd < 0:
-        return wd
-    root.top = node_new(core, 0, root, NULL, 0)
-    if root.top == 0 or wd_attach(core, wd, mask, root.top) == NULL:
-        return -ENOMEM
-    if root.subscription.follow_move and root.follow_fd < 0:
-        root.follow_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0)
-    if directory:
-        root.subscription.directories += 1
-        if core.noisy and wd_find(core, wd).mask & NOISY:
-            echo_expect(core, walk, wd, NULL)
-    return wd
-
-
-cdef int walk_root(Walk *walk, Root *root) noexcept nogil:
-    """Arm a subject path and, when asked for, what is below it. 0 or the errno that kept the path from being watched.
-
-    walk.error is set when the kernel had no watch left for something below.
-    """
-    cdef Core *core = walk.core
-    cdef Subscription *subscription = root.subscription
-    cdef stat_t status
-    cdef uint32_t serial = 0
-    cdef bint tree
-    cdef int fd, wd = -ENOENT, error = walk_enter(walk, root)
-    if error or subject_is_ignored(root):
-        return error
-    fd = top_open(walk, root)
-    if fd < 0:
-        return -fd
-    if fstat(fd, &status) != 0:
-        error = errno
-        close(fd)
-        return error
-    tree = subscription.recursive and S_ISDIR(status.st_mode)
-    core_lock(core)
-    if not subscription.cancelled and root.top == 0:
-        wd = arm_top(walk, root, fd, tree)
-        serial = core.nodes[root.top].serial
-    core_unlock(core)
-    if wd < 0:
-        close(fd)
-        if wd == -ENOSPC or wd == -ENOMEM:
-            walk.error = -wd
-        return -wd
-    if not tree:
-        close(fd)
-        return 0
-    chain_push(walk, root.top, serial, fd)
-    list_directory(walk, root.top, serial, fd, wd)
-    drain_stack(walk)
-    finish(walk, root.top, serial)
-    if subscription.mask & NOISY and not walk.error:
-        make_loud(walk, root, serial)
-    return 0
-
-
-cdef void make_loud(Walk *walk, Root *root, uint32_t serial) noexcept nogil:
-    """The last step of a first walk: the subject path itself gets the events that the walk would have caused."""
-    cdef Core *core = walk.core
-    cdef uint32_t mask = wanted(root.subscription, False)
-    cdef int wd, fd = top_open(walk, root)
-    if fd < 0:
-        return
-    if is_same(walk, root.top, serial, fd):
-        core_lock(core)
-        if node_is(core, root.top, serial):
-            wd = add_watch(core, fd, mask)
-            if wd >= 0:
-                wd_attach(core, wd, mask, 0)
-        core_unlock(core)
-    close(fd)
-
-
-cdef void walk_job(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
-    """What the reader found changed: one directory, and what turns out to be new below it."""
-    cdef Core *core = walk.core
-    cdef Subscription *subscription = NULL
-    core_lock(core)
-    if node_is(core, node, serial):
-        subscription = core.nodes[node].root.subscription
-        subscription.users += 1
-    core_unlock(core)
-    if subscription == NULL:
-        return
-    walk.error = 0
-    step(walk, node, serial)
-    drain_stack(walk)
-    finish(walk, node, serial)
-    walk_leave(walk)
-    core_lock(core)
-    subscription.users -= 1
-    core_unlock(core)
-
-
-cdef bint remove_watches(Core *core) noexcept nogil:
-    """Give some unused watches back to the kernel; a few at a time, since each leaves an event in the queue."""
-    cdef WdEntry *entry
-    cdef int count = 0
-    cdef int wd
-    while core.removal_count and count < REMOVALS:
-        core.removal_count -= 1
-        wd = core.removals[core.removal_count]
-        entry = wd_find(core, wd)
-        if entry != NULL and entry.first == 0:      # not taken into use again in the meantime
-            wd_forget(core, wd)
-            inotify_rm_watch(core.inotify_fd, wd)
-        count += 1
-    return core.removal_count > 0
-
-
-cdef void *walker(void *argument) noexcept nogil:
-    """The life of the walker thread: what the reader found changed, and watches that nobody uses any more."""
-    cdef Core *core = <Core *>argument
-    cdef Walk walk
-    cdef Job job
-    cdef bint more
-    if walk_init(&walk, core) != 0:
-        walk_free(&walk)
-        return NULL
-    while not load_int(&core.stopping):
-        pthread_mutex_lock(&core.data)
-        while not core.stopping and core.removal_count == 0 and core.job_count == 0:
-            pthread_cond_wait(&core.work, &core.data)
-        if core.job_count:
-            job = core.jobs[core.job_first]
-            core.job_first = (core.job_first + 1) % core.job_capacity
-            core.job_count -= 1
-            core.working += 1
-            pthread_mutex_unlock(&core.data)
-            walk_job(&walk, job.node, job.serial)
-            core_lock(core)
-            core.working -= 1
-            core_unlock(core)
-            continue
-        more = remove_watches(core)
-        pthread_mutex_unlock(&core.data)
-        if more:
-            usleep(200)
-    walk_free(&walk)
-    return NULL

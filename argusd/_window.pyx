@@ -104,7 +104,7 @@ cdef void window_free(Core *core, Window *window) noexcept nogil:
         link = &link[0].next
     link[0] = window.next
     if node_is(core, window.node, window.serial):
-        core.nodes[window.node].flags &= <unsigned char>~NODE_WINDOW
+        core.nodes[window.node].flags &= <unsigned short>~NODE_WINDOW
     for i in range(window.count):
         free(window.names[i].bytes)
     free(window.names)

@@ -53,7 +53,7 @@ cdef extern from "<linux/openat2.h>" nogil:
     uint64_t RESOLVE_IN_ROOT, RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS
 
 cdef extern from "<dirent.h>" nogil:
-    int DT_UNKNOWN, DT_DIR
+    int DT_UNKNOWN, DT_DIR, DT_LNK
 
 cdef extern from "<fcntl.h>" nogil:
     int O_PATH, O_DIRECTORY, O_NOFOLLOW, O_CLOEXEC, O_NONBLOCK, O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_APPEND
@@ -74,6 +74,21 @@ cdef extern from "<sys/stat.h>" nogil:
     int fchmod(int fd, unsigned int mode)
     int AT_SYMLINK_NOFOLLOW
     int fstatat(int dirfd, const char *path, stat_t *status, int flags)
+
+    cdef struct statx_timestamp:
+        long long tv_sec
+        unsigned int tv_nsec
+    cdef struct statx_t "statx":
+        unsigned int stx_mask
+        unsigned short stx_mode
+        unsigned long long stx_ino
+        unsigned int stx_dev_major
+        unsigned int stx_dev_minor
+        statx_timestamp stx_btime
+    unsigned int STATX_TYPE, STATX_INO, STATX_BTIME
+    int AT_EMPTY_PATH
+    int statx(int dirfd, const char *path, int flags, unsigned int mask, statx_t *status)
+    ssize_t readlinkat(int dirfd, const char *path, char *buffer, size_t size)
 
 cdef extern from "<sys/syscall.h>" nogil:
     long SYS_openat2, SYS_getdents64, SYS_gettid
