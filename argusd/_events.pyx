@@ -25,7 +25,7 @@ cdef extern from "<time.h>" nogil:
     int CLOCK_REALTIME_COARSE
 
 from argusd._records cimport Buffer, buffer_add, buffer_free, stamp_set
-from argusd._report cimport PATHS, emit, emit_subject, flush_lines, report
+from argusd._report cimport CREATED_KEPT, PATHS, Created, emit, emit_subject, flush_lines, report
 from argusd._output cimport SINKS_MAX
 from argusd._tree cimport (
     ANCHORED,
@@ -67,6 +67,7 @@ from argusd._tree cimport (
     swap_push,
     is_ignored,
     job_push,
+    name_hash,
     node_depth,
     node_find,
     node_free_tree,
@@ -94,6 +95,7 @@ from argusd.includes.linux cimport (
     IN_MOVED_FROM,
     IN_MOVED_TO,
     IN_Q_OVERFLOW,
+    IN_UNMOUNT,
     POLLIN,
     PRIO_PROCESS,
     SYS_gettid,
@@ -108,13 +110,16 @@ from argusd.includes.linux cimport (
     usleep,
     write,
 )
-from argusd.includes.pthread cimport add_u64, load_int, swap_int
+from argusd.includes.pthread cimport add_u64, load_int, store_int, swap_int
 
 cdef enum:
     EVENTS_SIZE = 1024 * 1024       # bytes read at once: the whole default queue of 16,384 short names
     BUSY = 16                       # events in one read from which on the next is put off, so that it brings more
     NAP_US = 1000
     DEFERRED_MAX = 4 * 1024 * 1024  # bytes of events held back for one moved directory
+
+cdef uint32_t BOTH_MOVES = IN_MOVED_FROM | IN_MOVED_TO
+
 
 # ---- directories whose first listing is not settled yet
 
@@ -136,6 +141,16 @@ cdef void window_event(Reader *reader, uint32_t node, const inotify_event *event
         emit(reader, node, IN_CREATE, (event.mask & IN_ISDIR) != 0, event.name, size)
 
 
+cdef void remember(Reader *reader, int wd, const char *name, size_t size) noexcept nogil:
+    """Keep in mind that this was created, or moved here: a repair must not report it again."""
+    cdef Created *created = &reader.created[reader.created_at & (CREATED_KEPT - 1)]
+    reader.created_at += 1
+    created.hashed = name_hash(reader.core, <uint32_t>wd, name, size) | 1
+    created.ns = reader.batch_ns
+    if reader.core.repair:
+        recent_add(reader.core, created.hashed)
+
+
 cdef void window_settle(Reader *reader, Window *window) noexcept nogil:
     """All events from before the listing are known: what the listing found beyond them is reported as created."""
     cdef uint32_t i
@@ -146,8 +161,7 @@ cdef void window_settle(Reader *reader, Window *window) noexcept nogil:
         for i in range(window.count):
             if not window.names[i].seen and not (
                     window.repair and recent_has(core, wd, window.names[i].bytes, window.names[i].size)):
-                if core.repair:
-                    recent_add(core, wd, window.names[i].bytes, window.names[i].size)
+                remember(reader, wd, window.names[i].bytes, window.names[i].size)
                 emit(reader, window.node, IN_CREATE, window.names[i].directory, window.names[i].bytes,
                      window.names[i].size)
     window_free(reader.core, window)
@@ -405,7 +419,9 @@ cdef void move_self(Reader *reader, uint32_t node, const inotify_event *event) n
         node_free_tree(core, node)
         limbo_free(core, limbo)
     elif limbo == NULL:
-        job_push(core, node)                # inside the tree, as the pair of events has told: check it
+        if root.subscription.mask & BOTH_MOVES != BOTH_MOVES:   # else the pair of events has told it
+            report(reader, node, event, 0)
+        job_push(core, node)                # inside the tree: check that it is where the pair put it
 
 
 cdef void entry_event(Reader *reader, uint32_t node, const inotify_event *event, size_t size) noexcept nogil:
@@ -456,6 +472,9 @@ cdef void node_event(Reader *reader, uint32_t node, const inotify_event *event) 
             return
     if core.nodes[node].flags & NODE_WINDOW:
         window_event(reader, node, event, size)
+    if event.mask & IN_UNMOUNT:
+        root.unmounted = core.nodes[node].parent == 0
+        return
     report(reader, node, event, size)
     if event.mask & IN_MOVED_TO and root.subscription.mask & IN_MODIFY and size == 6 and memcmp(
             event.name, b"..data", 6) == 0:
@@ -493,7 +512,8 @@ cdef void end_node(Core *core, uint32_t node) noexcept nogil:
     """What a node stood for is gone."""
     cdef Root *root = core.nodes[node].root
     if root.top == node:
-        root.known.valid = False            # its number may be used again: whatever comes is another file
+        root.known.valid = root.unmounted   # a deleted file's number may be used again: what comes is another file
+        root.unmounted = False
         if root.follow_fd >= 0:
             close(root.follow_fd)
             root.follow_fd = -1
@@ -719,17 +739,6 @@ cdef void settle(Reader *reader) noexcept nogil:
         end_repair(core)
 
 
-cdef void note_recent(Core *core, const char *events, size_t size) noexcept nogil:
-    """Remember what a batch reported as created, so that the repair does not report it again."""
-    cdef const inotify_event *event
-    cdef size_t at = 0
-    while at < size:
-        event = <const inotify_event *>(events + at)
-        at += sizeof(inotify_event) + event.len
-        if event.mask & (IN_CREATE | IN_MOVED_TO) and event.len:
-            recent_add(core, event.wd, event.name, strlen(event.name))
-
-
 cdef void end_repair(Core *core) noexcept nogil:
     core.repair = False
     free(core.recent)
@@ -738,17 +747,17 @@ cdef void end_repair(Core *core) noexcept nogil:
     core.recent_capacity = 0
 
 
-cdef void begin_repair(Reader *reader, const inotify_event *event) noexcept nogil:
+cdef void begin_repair(Reader *reader) noexcept nogil:
     """Have every tree listed again. What was born since the read before this one began, and not told, is new."""
     cdef Core *core = reader.core
     cdef Subscription *subscription = core.subscriptions
     cdef int i
     if not core.repair:
         core.repair = True
-        core.repair_since_s = reader.last_s
         core.repair_since_ns = reader.last_ns
-        note_recent(core, reader.events_before, reader.events_before_size)
-        note_recent(core, reader.events, <size_t>(<const char *>event - reader.events))
+        for i in range(CREATED_KEPT):
+            if reader.created[i].ns >= reader.last_ns:
+                recent_add(core, reader.created[i].hashed)
     while subscription != NULL:
         for i in range(subscription.root_count):
             if not subscription.roots[i].rescan:
@@ -768,7 +777,7 @@ cdef void drop_limbo(Core *core) noexcept nogil:
         limbo_free(core, limbo)
 
 
-cdef void overflow(Reader *reader, const inotify_event *event) noexcept nogil:
+cdef void overflow(Reader *reader) noexcept nogil:
     """The kernel dropped events: say so in the log and in every watch's counts, and find out what was missed."""
     cdef Core *core = reader.core
     cdef Subscription *subscription = core.subscriptions
@@ -782,7 +791,7 @@ cdef void overflow(Reader *reader, const inotify_event *event) noexcept nogil:
     reader.counted = True
     fence_reset(core)
     drop_limbo(core)
-    begin_repair(reader, event)
+    begin_repair(reader)
     settle(reader)
 
 
@@ -798,15 +807,15 @@ cdef void handle(Reader *reader, const inotify_event *event) noexcept nogil:
     reader.handled += 1
     reader.number += 1
     if event.mask & IN_Q_OVERFLOW:
-        overflow(reader, event)
+        overflow(reader)
         return
     entry = wd_find(core, event.wd)
     if entry == NULL:                       # nobody's any more
         return
     if entry.mask & ANCHORED and event.len and event.mask & (IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO):
         anchored(core, event, strlen(event.name))
-    if core.repair and event.len and event.mask & (IN_CREATE | IN_MOVED_TO):
-        recent_add(core, event.wd, event.name, strlen(event.name))
+    if event.len and event.mask & (IN_CREATE | IN_MOVED_TO):
+        remember(reader, event.wd, event.name, strlen(event.name))
     if event.mask & IN_IGNORED:
         ignored(reader, entry, event)
         return
@@ -823,17 +832,24 @@ cdef void handle(Reader *reader, const inotify_event *event) noexcept nogil:
 
 # ---- the thread
 
+cdef int64_t file_time() noexcept nogil:
+    """Now, by the clock that file systems take times from, in nanoseconds."""
+    cdef timespec now
+    clock_gettime(CLOCK_REALTIME_COARSE, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
 cdef void handle_batch(Reader *reader, size_t size, int *count) noexcept nogil:
     cdef const inotify_event *event
     cdef size_t at = 0
     cdef timespec now
     cdef bint told
-    cdef char *previous
     cdef int i
     count[0] = 0
     clock_gettime(CLOCK_REALTIME, &now)
     stamp_set(&reader.stamp, <int64_t>now.tv_sec * 1000000000 + now.tv_nsec, reader.thread_id)
     reader.counted = False
+    reader.batch_ns = file_time()
     core_lock_first(reader.core)
     while at < size:
         event = <const inotify_event *>(reader.events + at)
@@ -845,13 +861,7 @@ cdef void handle_batch(Reader *reader, size_t size, int *count) noexcept nogil:
     for i in range(reader.sink_count):
         flush_lines(reader, i)
     reader.reads += 1
-    previous = reader.events_before         # kept for one more batch, see begin_repair()
-    reader.events_before = reader.events
-    reader.events_before_size = size
-    reader.events = previous
-    clock_gettime(CLOCK_REALTIME_COARSE, &now)      # the clock of file times
-    reader.last_s = now.tv_sec
-    reader.last_ns = <uint32_t>now.tv_nsec
+    reader.last_ns = file_time()
     if told or (reader.counted and load_int(&reader.wanted)):
         reader_signal(reader)
 
@@ -880,6 +890,7 @@ cdef void *reader_main(void *argument) noexcept nogil:
     sources[0].fd, sources[0].events = reader.core.inotify_fd, POLLIN
     sources[1].fd, sources[1].events = reader.stop_fd, POLLIN
     while True:
+        store_int(&reader.busy, 1)
         size = read(reader.core.inotify_fd, reader.events, EVENTS_SIZE)
         if size > 0:
             handle_batch(reader, <size_t>size, &count)
@@ -892,6 +903,7 @@ cdef void *reader_main(void *argument) noexcept nogil:
             break
         if end >= 0:                        # asked to stop, and the queue is empty
             break
+        store_int(&reader.busy, 0)
         poll(sources, 2, -1)
         if sources[1].revents:
             end = milliseconds() + reader.drain_ms
@@ -904,8 +916,8 @@ cdef bint reader_init(Reader *reader, Core *core) noexcept nogil:
     reader.stop_fd = -1
     reader.counted_fd = -1
     reader.events = <char *>malloc(EVENTS_SIZE)
-    reader.events_before = <char *>malloc(EVENTS_SIZE)
-    return reader.events != NULL and reader.events_before != NULL
+    reader.created = <Created *>calloc(CREATED_KEPT, sizeof(Created))
+    return reader.events != NULL and reader.created != NULL
 
 
 cdef void reader_free(Reader *reader) noexcept nogil:
@@ -918,7 +930,7 @@ cdef void reader_free(Reader *reader) noexcept nogil:
     buffer_free(&reader.file)
     buffer_free(&reader.subject)
     free(reader.events)
-    free(reader.events_before)
+    free(reader.created)
     if reader.stop_fd >= 0:
         close(reader.stop_fd)
     if reader.counted_fd >= 0:

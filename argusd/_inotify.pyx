@@ -55,6 +55,7 @@ from argusd.includes.linux cimport (
 )
 from argusd.includes.pthread cimport (
     SIG_SETMASK,
+    load_int,
     pthread_cond_broadcast,
     pthread_create,
     pthread_setname_np,
@@ -433,7 +434,7 @@ cdef class Engine:
         waiter.fd, waiter.events = self.core.inotify_fd, POLLIN
         with nogil:
             core_lock(&self.core)
-            busy = (self.core.job_count > 0 or self.core.working > 0 or self.core.removal_count > 0
+            busy = (load_int(&self.reader.busy) or self.core.job_count > 0 or self.core.working > 0 or self.core.removal_count > 0
                     or self.core.windows != NULL or self.core.retries != NULL or self.core.echoes != NULL or self.core.swaps != NULL
                     or self.core.root_first != NULL or self.core.unsettled != NULL or self.core.repair
                     or self.core.fence_passed != self.core.fence_placed)

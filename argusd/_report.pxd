@@ -10,6 +10,12 @@ from argusd.includes.linux cimport inotify_event
 cdef enum:
     PATHS = 64                      # directories whose sanitized path is kept
 
+    CREATED_KEPT = 64 * 1024        # names that were reported as created, a power of two
+
+cdef struct Created:
+    uint64_t hashed                 # of watch descriptor and name
+    int64_t ns                      # when its batch was begun
+
 cdef struct CachedPath:
     uint32_t node
     uint32_t serial
@@ -33,10 +39,11 @@ cdef struct Reader:
     CachedPath paths[PATHS]
     Stamp stamp
     char *events                    # what one read brought
-    char *events_before             # what the read before that brought
-    size_t events_before_size
-    int64_t last_s                  # when the last batch was done, by the clock of file times
-    uint32_t last_ns
+    int busy                        # a batch may be at hand
+    Created *created                # ring of what was reported as created, for the repair after an overflow
+    uint32_t created_at
+    int64_t batch_ns                # when the batch was begun
+    int64_t last_ns                 # when the last batch was done; both by the clock of file times
     long thread_id
     uint64_t number                 # of the event that is being handled
     bint counted                    # something was counted in this batch

@@ -75,6 +75,7 @@ cdef struct Root:
     Root *next_queued
     bint rescan                 # with everything below: events were lost
     bint unsure                 # a step of the look-up has changed: what comes now is held back
+    bint unmounted              # the file system of the file is about to go
     bint moved                  # and so that the old file, if it lives, is somewhere else
     uint64_t fence              # behind the last look-up, 0 when that is settled
     bint unsettled              # is in Core.unsettled
@@ -256,8 +257,7 @@ cdef struct Core:
     Swap *swaps
     int repairing               # roots whose trees are still to be brought up to date after an overflow
     bint repair                 # an overflow is being repaired
-    int64_t repair_since_s      # files born before are not new
-    uint32_t repair_since_ns
+    int64_t repair_since_ns     # files born before are not new
     uint64_t *recent            # hashes of (watch descriptor, name) that were reported as created since then
     uint32_t recent_count
     uint32_t recent_capacity
@@ -309,7 +309,7 @@ cdef Anchor *anchor_add(Core *core, Root *root, int wd, const char *name, size_t
 cdef void anchors_drop(Core *core, Root *root, bint all) noexcept nogil
 cdef void anchors_lose(Core *core, int wd) noexcept nogil
 cdef void root_end(Core *core, Root *root) noexcept nogil
-cdef void recent_add(Core *core, int wd, const char *name, size_t size) noexcept nogil
+cdef void recent_add(Core *core, uint64_t hashed) noexcept nogil
 cdef bint recent_has(Core *core, int wd, const char *name, size_t size) noexcept nogil
 cdef void swap_push(Core *core, uint32_t node) noexcept nogil
 cdef void swap_free(Core *core, Swap *swap) noexcept nogil

@@ -808,8 +808,7 @@ cdef void root_end(Core *core, Root *root) noexcept nogil:
 
 # ---- what was reported as created lately, while an overflow is repaired
 
-cdef void recent_add(Core *core, int wd, const char *name, size_t size) noexcept nogil:
-    cdef uint64_t hashed = name_hash(core, <uint32_t>wd, name, size) | 1
+cdef void recent_add(Core *core, uint64_t hashed) noexcept nogil:
     cdef uint64_t *old
     cdef uint32_t i, at, old_capacity = core.recent_capacity
     if core.recent_count * 2 >= old_capacity:

@@ -15,6 +15,7 @@ Facts about path lookup that shape this file:
 """
 
 from libc.errno cimport EAGAIN, ELOOP, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESRCH, ESTALE, errno
+from libc.stdint cimport int64_t, uint32_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset, strlen, strrchr
@@ -521,6 +522,7 @@ cdef void mark_old(Core *core, int directory, char *entries, long size) noexcept
     cdef dirent64 *entry
     cdef char *end = entries + size
     cdef statx_t status
+    cdef int64_t born_ns
     while entries < end:
         entry = <dirent64 *>entries
         entries += entry.d_reclen
@@ -528,10 +530,8 @@ cdef void mark_old(Core *core, int directory, char *entries, long size) noexcept
             continue
         if statx(directory, entry.d_name, AT_SYMLINK_NOFOLLOW, STATX_TYPE | STATX_BTIME, &status) != 0:
             continue
-        if status.stx_mask & STATX_BTIME and (
-                status.stx_btime.tv_sec > core.repair_since_s
-                or (status.stx_btime.tv_sec == core.repair_since_s
-                    and status.stx_btime.tv_nsec >= core.repair_since_ns)):
+        born_ns = <int64_t>status.stx_btime.tv_sec * 1000000000 + status.stx_btime.tv_nsec
+        if status.stx_mask & STATX_BTIME and born_ns >= core.repair_since_ns:
             continue                    # new
         entry.d_type = OLD_DIRECTORY if S_ISDIR(status.stx_mode) else OLD_FILE
 

@@ -511,7 +511,7 @@ cdef void do_root(Walk *walk, Root *root) noexcept nogil:
     serial = core.nodes[top].serial
     core_unlock(core)
     if rescan:
-        if top and root.subscription.recursive:
+        if top and root.directory:
             rescan_tree(walk, root, top, serial)
         core_lock(core)
         if root.rescan:
