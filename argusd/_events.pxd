@@ -5,5 +5,4 @@ from argusd._tree cimport Core
 
 cdef bint reader_init(Reader *reader, Core *core) noexcept nogil
 cdef void reader_free(Reader *reader) noexcept nogil
-cdef void reader_signal(Reader *reader) noexcept nogil
 cdef void *reader_main(void *argument) noexcept nogil

@@ -65,6 +65,7 @@ from argusd._tree cimport (
     root_settled,
     swap_free,
     swap_push,
+    tell_python,
     is_ignored,
     job_push,
     name_hash,
@@ -108,15 +109,15 @@ from argusd.includes.linux cimport (
     setpriority,
     syscall,
     usleep,
-    write,
+
 )
-from argusd.includes.pthread cimport add_u64, load_int, store_int, swap_int
+from argusd.includes.pthread cimport add_u64, load_int, store_int
 
 cdef enum:
     EVENTS_SIZE = 1024 * 1024       # bytes read at once: the whole default queue of 16,384 short names
     BUSY = 16                       # events in one read from which on the next is put off, so that it brings more
     NAP_US = 1000
-    DEFERRED_MAX = 4 * 1024 * 1024  # bytes of events held back for one moved directory
+    HELD_MAX = 4 * 1024 * 1024      # bytes of events held back for one moved directory or subject path
 
 cdef uint32_t BOTH_MOVES = IN_MOVED_FROM | IN_MOVED_TO
 
@@ -346,7 +347,8 @@ cdef struct Held:
 
 cdef void hold(Core *core, Buffer *events, uint32_t node, const inotify_event *event) noexcept nogil:
     cdef Held held
-    if events.size > DEFERRED_MAX:
+    if events.size > HELD_MAX:
+        core.spilled = True
         return
     held.node = node
     held.serial = core.nodes[node].serial
@@ -843,7 +845,6 @@ cdef void handle_batch(Reader *reader, size_t size, int *count) noexcept nogil:
     cdef const inotify_event *event
     cdef size_t at = 0
     cdef timespec now
-    cdef bint told
     cdef int i
     count[0] = 0
     clock_gettime(CLOCK_REALTIME, &now)
@@ -856,20 +857,16 @@ cdef void handle_batch(Reader *reader, size_t size, int *count) noexcept nogil:
         at += sizeof(inotify_event) + event.len
         handle(reader, event)
         count[0] += 1
-    told = reader.core.notices != NULL
+    if reader.core.spilled:
+        reader.core.spilled = False
+        overflow(reader)
     core_unlock_first(reader.core)
     for i in range(reader.sink_count):
         flush_lines(reader, i)
     reader.reads += 1
     reader.last_ns = file_time()
-    if told or (reader.counted and load_int(&reader.wanted)):
-        reader_signal(reader)
-
-
-cdef void reader_signal(Reader *reader) noexcept nogil:
-    cdef unsigned long long one = 1
-    if swap_int(&reader.signalled, 1) == 0:
-        write(reader.counted_fd, &one, sizeof(one))
+    if reader.counted and load_int(&reader.wanted):
+        tell_python(reader.core)
 
 
 cdef long milliseconds() noexcept nogil:
@@ -914,7 +911,6 @@ cdef bint reader_init(Reader *reader, Core *core) noexcept nogil:
     memset(reader, 0, sizeof(Reader))
     reader.core = core
     reader.stop_fd = -1
-    reader.counted_fd = -1
     reader.events = <char *>malloc(EVENTS_SIZE)
     reader.created = <Created *>calloc(CREATED_KEPT, sizeof(Created))
     return reader.events != NULL and reader.created != NULL
@@ -933,5 +929,3 @@ cdef void reader_free(Reader *reader) noexcept nogil:
     free(reader.created)
     if reader.stop_fd >= 0:
         close(reader.stop_fd)
-    if reader.counted_fd >= 0:
-        close(reader.counted_fd)

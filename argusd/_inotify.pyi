@@ -1,4 +1,4 @@
-"""The watch engine: inotify, the directory trees, and the reader thread that turns kernel events into lines and counts."""
+"""The watch engine: inotify, the directory trees, and the thread that turns kernel events into lines and counts."""
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple, final

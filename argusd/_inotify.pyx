@@ -18,7 +18,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport strdup
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
-from argusd._events cimport reader_free, reader_init, reader_main, reader_signal
+from argusd._events cimport reader_free, reader_init, reader_main
 from argusd._output cimport Output
 from argusd._records cimport Encoder, buffer_free
 from argusd._report cimport Reader
@@ -37,6 +37,7 @@ from argusd._tree cimport (
     core_unlock,
     node_is,
     root_end,
+    tell_python,
 )
 from argusd._walk cimport Walk, openat2_works, walk_free, walk_init
 from argusd._walker cimport arm_root, walker
@@ -149,8 +150,7 @@ cdef class Engine:
         if not reader_init(&self.reader, &self.core):
             raise MemoryError
         self.reader.stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-        self.reader.counted_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-        if self.reader.stop_fd < 0 or self.reader.counted_fd < 0:
+        if self.reader.stop_fd < 0:
             raise OSError(errno, "no eventfd: " + os.strerror(errno))
         self.reader.wanted = 1
         self.reader.sink_count = output.count
@@ -172,17 +172,17 @@ cdef class Engine:
         thread_start(&self.walker_thread, walker, &self.core, b"walker")
 
     def fileno(self):
-        return self.reader.counted_fd
+        return self.core.told_fd
 
     def acknowledge(self):
         cdef unsigned long long count
-        read(self.reader.counted_fd, &count, sizeof(count))
-        store_int(&self.reader.signalled, 0)
+        read(self.core.told_fd, &count, sizeof(count))
+        store_int(&self.core.told, 0)
 
     def want_counts(self, bint wanted):
         store_int(&self.reader.wanted, wanted)
         if wanted:
-            reader_signal(&self.reader)
+            tell_python(&self.core)
 
     # ---- subscriptions
 

@@ -25,8 +25,6 @@ cdef struct CachedPath:
 cdef struct Reader:
     Core *core
     int stop_fd                     # an eventfd: readable when the reader is to end
-    int counted_fd                  # an eventfd for Python: counts or notices wait
-    int signalled                   # counted_fd was written and not yet acknowledged
     int wanted                      # somebody waits for counts
     int drain_ms                    # how long to go on after the stop, at the most
     int sink_count

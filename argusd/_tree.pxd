@@ -268,6 +268,9 @@ cdef struct Core:
     Retry *retries
     NoticeEntry *notices
     uint32_t notice_count
+    int told_fd                 # an eventfd for Python: counts or notices wait
+    int told                    # it was written and not yet acknowledged
+    bint spilled                # more events had to be held back than are kept: as bad as an overflow
     Subscription *subscriptions
     Place *places
 
@@ -314,5 +317,6 @@ cdef bint recent_has(Core *core, int wd, const char *name, size_t size) noexcept
 cdef void swap_push(Core *core, uint32_t node) noexcept nogil
 cdef void swap_free(Core *core, Swap *swap) noexcept nogil
 cdef void notice_push(Core *core, int kind, int subscription, int error, long number, uint32_t node) noexcept nogil
+cdef void tell_python(Core *core) noexcept nogil
 cdef bint is_ignored(const Subscription *subscription, const char *name, size_t size) noexcept nogil
 cdef uint64_t name_hash(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil

@@ -12,6 +12,8 @@ from libc.string cimport memcmp, memcpy, memset, strlen
 
 from argusd._records cimport buffer_free, buffer_room
 from argusd.includes.linux cimport (
+    EFD_CLOEXEC,
+    EFD_NONBLOCK,
     IN_ACCESS,
     IN_ATTRIB,
     IN_CLOEXEC,
@@ -25,12 +27,14 @@ from argusd.includes.linux cimport (
     IN_OPEN,
     MFD_CLOEXEC,
     close,
+    eventfd,
     fchmod,
     ftruncate,
     inotify_add_watch,
     inotify_init1,
     inotify_rm_watch,
     memfd_create,
+    write,
 )
 from argusd.includes.pthread cimport (
     pthread_cond_destroy,
@@ -40,6 +44,7 @@ from argusd.includes.pthread cimport (
     pthread_mutex_init,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    swap_int,
 )
 
 cdef extern from "<sys/random.h>" nogil:
@@ -80,6 +85,9 @@ cdef int core_init(Core *core) noexcept nogil:
     """Returns 0 or an errno; EMFILE when the kernel gives this user no more inotify instances."""
     memset(core, 0, sizeof(Core))
     core.fence_fd = -1
+    core.told_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    if core.told_fd < 0:
+        return errno
     core.inotify_fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC)
     if core.inotify_fd < 0:
         return errno
@@ -152,6 +160,7 @@ cdef void core_free(Core *core) noexcept nogil:
     free(core.removals)
     close(core.inotify_fd)
     close(core.fence_fd)
+    close(core.told_fd)
     pthread_mutex_destroy(&core.data)
     pthread_mutex_destroy(&core.next)
     pthread_mutex_destroy(&core.low)
@@ -686,6 +695,14 @@ cdef void notice_push(Core *core, int kind, int subscription, int error, long nu
         end = &end[0].next
     end[0] = notice
     core.notice_count += 1
+    tell_python(core)
+
+
+cdef void tell_python(Core *core) noexcept nogil:
+    """Wake the event loop, once until it has acknowledged."""
+    cdef unsigned long long one = 1
+    if swap_int(&core.told, 1) == 0:
+        write(core.told_fd, &one, sizeof(one))
 
 
 cdef bint is_ignored(const Subscription *subscription, const char *name, size_t size) noexcept nogil:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from argusd.templates import Template
 
 __all__ = [
+    "WATCH_LIMIT",
     "AccessDeniedError",
     "Arming",
     "LimitReachedError",

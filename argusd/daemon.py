@@ -16,7 +16,7 @@ import uvloop
 from argusd import __version__, logs, tls
 from argusd._inotify import COUNTED, Engine, Notice
 from argusd._output import Output
-from argusd.arming import Arming, sysctl
+from argusd.arming import WATCH_LIMIT, Arming, sysctl
 from argusd.flags import Settings
 from argusd.metrics import Metrics
 from argusd.registry import Registry
@@ -185,11 +185,10 @@ class _Pump:
                 limit = "fs.inotify.max_queued_events"
                 logger.warning("The kernel's event queue overflowed, events were lost (%s is %s)", limit, sysctl(limit))
             case "limit":
-                limit = "fs.inotify.max_user_watches"
                 reason = os.strerror(notice.errno)
-                logger.warning(
-                    "'%s' cannot be watched %s: %s (%s is %s)", notice.path, owner, reason, limit, sysctl(limit)
-                )
+                if notice.errno == errno.ENOSPC:
+                    reason = f"no inotify watches left ({WATCH_LIMIT} is {sysctl(WATCH_LIMIT)})"
+                logger.warning("'%s' cannot be watched %s: %s", notice.path, owner, reason)
             case "depth":
                 logger.warning(
                     "'%s' is deeper than %d directories and not watched %s", notice.path, notice.number, owner
