@@ -1,7 +1,7 @@
 """Where a recording of the original is not what this daemon must do, and why.
 
 ``OVERRIDES`` replaces what was recorded; the reasons are the rules of this project. ``…`` in a line stands for any
-text. ``LATER`` names recordings whose better behaviour is not built yet.
+text. ``A_PATH_IS_A_PLACE`` replaces further steps, all for one and the same reason.
 """
 
 from __future__ import annotations
@@ -74,6 +74,10 @@ OVERRIDES: Final[dict[str, Override]] = {
         },
         results={4: [{"nodeName": "node1", "podName": "pod1", "pid": [900001]}]},
     ),
+    "path_nonexistent": Override(
+        reason="A path that does not exist is watched when it does; until then it costs one line.",
+        created=(STARTING, f"I '/data/none' does not exist in container … {POD}"),
+    ),
     "recursive_all_events": Override(
         reason=(
             "What the daemon itself does while it walks a tree is not reported; a removed directory is reported by "
@@ -135,9 +139,58 @@ AS_RECORDED: Final[dict[str, str]] = {
 }
 """``better`` recordings whose recorded lines already are what must happen."""
 
-LATER: Final[dict[str, str]] = {
-    "file_replaced_by_rename": "needs durable subject paths: the replacing file is watched",
-    "path_nonexistent": "needs durable subject paths: the path is watched when it appears",
-    "rootdir_deleted": "needs durable subject paths: the path is watched when it comes back",
+PLACE_REASON: Final = (
+    "A subject path is a place, not the file that once stood there: when the file is moved away, the path is quiet until "
+    "something stands there again, and what then stands there is watched. When it is another file than before, that is "
+    "reported under the path: by the event in its parent, and by MODIFY. The original stayed with the file, or went deaf."
+)
+
+_WRITTEN: Final = ("OPEN file", "MODIFY file", "CLOSE_WRITE file")
+
+A_PATH_IS_A_PLACE: Final[dict[str, Mapping[int, tuple[str, ...]]]] = {
+    # The directory /data/d: 15 moved to /data/dm, 16 a write in /data/dm, 17 moved back, 18 a write in it, then removed.
+    "event_dir_all": {
+        18: _events("/data/d/pre.txt", *_WRITTEN),
+        19: _events("/data/d/pre.txt", "DELETE file"),
+        20: _events("/data/d/sub", "DELETE directory"),
+        21: _events("/data/d", "DELETE_SELF file"),
+    },
+    "event_dir_modify": {16: ()},
+    "event_dir_open": {16: ()},
+    # The file /data/f.txt: 8 moved to f2.txt, 9 a write to f2.txt, 10 moved back, 11 a write, 12 g.txt renamed onto it,
+    # 13 a write, 14 removed.
+    "event_file_all": {
+        11: _events("/data/f.txt", *_WRITTEN),
+        12: _events("/data/f.txt", "ATTRIB file", "DELETE_SELF file", "MOVED_TO file", "MODIFY file"),
+        13: _events("/data/f.txt", *_WRITTEN),
+        14: _events("/data/f.txt", "ATTRIB file", "DELETE_SELF file"),
+    },
+    "event_file_attrib": {14: _events("/data/f.txt", "ATTRIB file")},
+    "event_file_closewrite": {9: (), 13: _events("/data/f.txt", "CLOSE_WRITE file")},
+    "event_file_deleteself": {14: _events("/data/f.txt", "DELETE_SELF file")},
+    "event_file_modify": {
+        9: (),
+        12: _events("/data/f.txt", "MODIFY file"),
+        13: _events("/data/f.txt", "MODIFY file"),
+    },
+    # A temporary file renamed onto the path, then a write to it.
+    "file_replaced_by_rename": {
+        2: _events("/data/f", "DELETE_SELF file", "MODIFY file"),
+        3: _events("/data/f", "MODIFY file", "CLOSE_WRITE file"),
+    },
+    # A path that was missing, and one that was removed, are made as directories; then a file is written there.
+    "path_nonexistent": {
+        0: _events("/data/none", "CREATE directory", "MODIFY directory"),
+        1: _events("/data/none/x", "CREATE file", "MODIFY file"),
+    },
+    "rootdir_deleted": {
+        1: _events("/data/d", "CREATE directory"),
+        2: _events("/data/d/x", "CREATE file"),
+    },
 }
-"""Recordings that are not replayed yet."""
+"""Lines by recording and operation that ``PLACE_REASON`` asks for; every other step stays as it is."""
+
+AS_RECORDED: Final[dict[str, str]] = {
+    "recursive_rename_out": "The recorded lines are right: nothing follows from below the directory that left.",
+}
+"""``better`` recordings whose recorded lines already are what must happen."""
