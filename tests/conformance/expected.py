@@ -134,21 +134,18 @@ OVERRIDES: Final[dict[str, Override]] = {
     ),
 }
 
-AS_RECORDED: Final[dict[str, str]] = {
-    "recursive_rename_out": "The recorded lines are right: nothing follows from below the directory that left.",
-}
-"""``better`` recordings whose recorded lines already are what must happen."""
-
 PLACE_REASON: Final = (
-    "A subject path is a place, not the file that once stood there: when the file is moved away, the path is quiet until "
-    "something stands there again, and what then stands there is watched. When it is another file than before, that is "
-    "reported under the path: by the event in its parent, and by MODIFY. The original stayed with the file, or went deaf."
+    "A subject path is a place, not the file that once stood there: when the file is moved away, the path is quiet "
+    "until something stands there again, and what then stands there is watched. When it is another file than before, "
+    "that is reported under the path: by the event in its parent, and by MODIFY. The original stayed with the file, or "
+    "went deaf."
 )
 
 _WRITTEN: Final = ("OPEN file", "MODIFY file", "CLOSE_WRITE file")
 
 A_PATH_IS_A_PLACE: Final[dict[str, Mapping[int, tuple[str, ...]]]] = {
-    # The directory /data/d: 15 moved to /data/dm, 16 a write in /data/dm, 17 moved back, 18 a write in it, then removed.
+    # The directory /data/d: 15 moved to /data/dm, 16 a write in /data/dm, 17 moved back, 18 a write in it,
+    # 19 to 21 removed.
     "event_dir_all": {
         18: _events("/data/d/pre.txt", *_WRITTEN),
         19: _events("/data/d/pre.txt", "DELETE file"),
