@@ -47,12 +47,12 @@ class BuildExt(build_ext):
 
 extensions = [
     Extension(
-        f"argusd.{path.stem}",
+        ".".join(path.relative_to(ROOT).with_suffix("").parts),
         [str(path.relative_to(ROOT))],
         extra_compile_args=["-O2", "-g1", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fno-semantic-interposition"],
         extra_link_args=["-pthread"],
     )
-    for path in sorted((ROOT / "argusd").glob("*.pyx"))
+    for path in sorted((ROOT / "argusd").rglob("*.pyx"))
 ]
 
 setup(

@@ -3,9 +3,9 @@
 
 One inotify instance serves every subscription, because a node has few (fs.inotify.max_user_instances). Who owns what:
 
-* ``Core`` (_tree.pyx): the trees and tables, under its lock.
-* ``Reader`` (_events.pyx): the reader thread; the only one that reads events and makes their lines.
-* ``Walk`` (_walk.pyx): one per thread that looks into containers: the walker thread, and each call of ``Engine.arm``.
+* ``Core`` (engine/core.pxd): the trees and tables, under its lock.
+* ``Reader`` (engine/events.pyx): the reader thread; the only one that reads events and makes their lines.
+* ``Walk`` (engine/walk.pyx): one per thread that looks into containers, the walker and each call of ``Engine.arm``.
 * ``Engine``: the threads, the descriptors, and the subscriptions' memory.
 """
 
@@ -18,11 +18,10 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport strdup
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
-from argusd._events cimport reader_free, reader_init, reader_main
 from argusd._output cimport Output
 from argusd._records cimport Encoder, buffer_free
-from argusd._report cimport Reader
-from argusd._tree cimport (
+from argusd.engine.anchors cimport root_end
+from argusd.engine.core cimport (
     EVENT_KINDS,
     Core,
     Counter,
@@ -31,16 +30,18 @@ from argusd._tree cimport (
     Place,
     Root,
     Subscription,
-    core_free,
     core_init,
     core_lock,
     core_unlock,
-    node_is,
-    root_end,
-    tell_python,
 )
-from argusd._walk cimport Walk, openat2_works, walk_free, walk_init
-from argusd._walker cimport arm_root, walker
+from argusd.engine.events cimport reader_free, reader_init, reader_main
+from argusd.engine.opening cimport openat2_works
+from argusd.engine.report cimport Reader
+from argusd.engine.subject cimport arm_root
+from argusd.engine.tree cimport node_is
+from argusd.engine.walk cimport Walk, walk_free, walk_init
+from argusd.engine.walker cimport walker
+from argusd.engine.work cimport core_free, tell_python
 from argusd.includes.linux cimport (
     EFD_CLOEXEC,
     EFD_NONBLOCK,
@@ -143,7 +144,7 @@ cdef class Engine:
         self.encoders = {}
         self.counters = {}
         if not openat2_works():
-            raise OSError(errno, "openat2(2) is not to be had: the kernel is older than 5.6 or a seccomp profile forbids it")
+            raise OSError(errno, "no openat2(2): the kernel is older than 5.6, or a seccomp profile forbids it")
         error = core_init(&self.core)
         if error:
             raise OSError(error, f"no inotify instance: {os.strerror(error)} (see fs.inotify.max_user_instances)")
@@ -190,7 +191,6 @@ cdef class Engine:
                   bint only_dir, bint recursive, int max_depth, bint follow_move):
         cdef Subscription *subscription
         cdef bytes text
-        cdef int i
         self.check_open()
         subscription = <Subscription *>calloc(1, sizeof(Subscription))
         if subscription == NULL:
@@ -434,9 +434,10 @@ cdef class Engine:
         waiter.fd, waiter.events = self.core.inotify_fd, POLLIN
         with nogil:
             core_lock(&self.core)
-            busy = (load_int(&self.reader.busy) or self.core.job_count > 0 or self.core.working > 0 or self.core.removal_count > 0
-                    or self.core.windows != NULL or self.core.retries != NULL or self.core.echoes != NULL or self.core.swaps != NULL
-                    or self.core.root_first != NULL or self.core.unsettled != NULL or self.core.repair
+            busy = (load_int(&self.reader.busy) or self.core.working or self.core.removal_count
+                    or self.core.job_count or self.core.root_first != NULL or self.core.unsettled != NULL
+                    or self.core.windows != NULL or self.core.retries != NULL or self.core.echoes != NULL
+                    or self.core.swaps != NULL or self.core.repair
                     or self.core.fence_passed != self.core.fence_placed)
             limbo = self.core.limbo
             while limbo != NULL:

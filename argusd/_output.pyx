@@ -17,7 +17,7 @@ from libc.errno cimport EAGAIN, EEXIST, EINTR, ELOOP, errno
 from libc.stdio cimport rename, snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memchr, memcpy, strdup
-from libc.time cimport time_t, tm, time, gmtime_r, localtime_r, strftime
+from libc.time cimport time_t, tm, gmtime_r, localtime_r, strftime
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from argusd.includes.linux cimport (
@@ -141,8 +141,8 @@ cdef size_t whole_lines(const char *data, size_t size) noexcept nogil:
 
 cdef int create_log_file(const char *path) noexcept nogil:
     """Make a new, empty log file; what somebody planted under the name goes first."""
-    cdef int fd = -1, attempt
-    for attempt in range(3):
+    cdef int fd = -1, _attempt
+    for _attempt in range(3):
         fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o640)
         if fd >= 0 or errno != EEXIST:
             break

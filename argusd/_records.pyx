@@ -7,7 +7,7 @@ text around. So a text line is its prefix, the message and a newline, and JSON n
 """
 
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memchr, memcpy, memset
+from libc.string cimport memcpy, memset
 from libc.stdio cimport snprintf
 from libc.time cimport gmtime_r, localtime_r, strftime, time_t, tm
 
@@ -149,7 +149,7 @@ cdef void padded_into(Buffer *out, const Segment *segment, Text value) noexcept 
     """One field with precision and width, both counted in code points."""
     cdef const char *at = value.data
     cdef const char *end = value.data + value.size
-    cdef int points = 0, before = 0, after = 0, i
+    cdef int points = 0, before = 0, after = 0, _i
     while at < end and (segment.precision < 0 or points < segment.precision):
         at += 1
         while at < end and (<unsigned char>at[0] & 0xC0) == 0x80:
@@ -162,10 +162,10 @@ cdef void padded_into(Buffer *out, const Segment *segment, Text value) noexcept 
         elif segment.align == c'^':
             before = after // 2
         after -= before
-    for i in range(before):
+    for _i in range(before):
         buffer_add(out, segment.fill, <size_t>segment.fill_size)
     buffer_add(out, value.data, <size_t>(at - value.data))
-    for i in range(after):
+    for _i in range(after):
         buffer_add(out, segment.fill, <size_t>segment.fill_size)
 
 
@@ -260,7 +260,8 @@ cdef dict FIELD_NUMBERS = {
 
 
 cdef class Encoder:
-    def __cinit__(self, segments, str pod not None, str node not None, str watcher not None, str container not None, tags):
+    def __cinit__(self, segments, str pod not None, str node not None, str watcher not None,
+                  str container not None, tags):
         self.owned = []
         clean = {name: sanitized(value.encode()) for name, value in
                  {"pod": pod, "node": node, "watcher": watcher, "container": container}.items()}

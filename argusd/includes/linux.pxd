@@ -121,3 +121,12 @@ cdef extern from * nogil:
         unsigned short d_reclen
         unsigned char d_type
         char d_name[0]
+
+cdef extern from "<time.h>" nogil:
+    int CLOCK_REALTIME_COARSE       # the clock that file systems take times from
+
+cdef extern from "<sys/random.h>" nogil:
+    ssize_t getrandom(void *buffer, size_t size, unsigned int flags)
+
+cdef extern from * nogil:
+    int lowest_bit "__builtin_ctz"(unsigned int value)

@@ -13,7 +13,8 @@ Facts about inotify that make this necessary:
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, strcmp, strdup
 
-from argusd._tree cimport NODE_WINDOW, name_hash, node_is
+from argusd.engine.core cimport NODE_WINDOW, name_hash
+from argusd.engine.tree cimport node_is
 from argusd.includes.linux cimport IN_ACCESS, IN_CLOSE_NOWRITE
 
 

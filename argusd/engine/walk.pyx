@@ -14,14 +14,13 @@ Facts about path lookup that shape this file:
   directory, which makes inotify_add_watch cheap, is put back.
 """
 
-from libc.errno cimport EAGAIN, ELOOP, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESRCH, ESTALE, errno
-from libc.stdint cimport int64_t, uint32_t
-from libc.stdio cimport snprintf
+from libc.errno cimport ELOOP, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESRCH, ESTALE, errno
+from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy, memset, strlen, strrchr
+from libc.string cimport memcpy, memset, strlen
 
 from argusd._records cimport buffer_add, buffer_free, buffer_room
-from argusd._tree cimport (
+from argusd.engine.core cimport (
     ANCHORED,
     DEPTH_MAX,
     NODE_CREATED,
@@ -34,18 +33,19 @@ from argusd._tree cimport (
     NOTICE_DEPTH,
     NOTICE_LIMIT,
     STRUCTURE,
-    Core,
     Echo,
-    Job,
-    Root,
-    Subscription,
     WdEntry,
     Window,
     core_lock,
     core_unlock,
     fence_place,
+    wd_attach,
+    wd_detach,
+    wd_find,
+)
+from argusd.engine.opening cimport add_watch, below, lookup, place_open
+from argusd.engine.tree cimport (
     is_ignored,
-    job_push,
     node_below,
     node_depth,
     node_find,
@@ -54,136 +54,48 @@ from argusd._tree cimport (
     node_move,
     node_new,
     node_next,
-    notice_push,
-    retry_push,
-    wd_attach,
-    wd_detach,
-    wd_find,
-    wd_forget,
 )
-from argusd._window cimport echo_expect, window_add, window_find, window_name, window_open
+from argusd.engine.window cimport echo_expect, window_add, window_find, window_name, window_open
+from argusd.engine.work cimport job_push, notice_push, retry_push
 from argusd.includes.linux cimport (
     AT_SYMLINK_NOFOLLOW,
     CLONE_FS,
     DT_DIR,
     DT_UNKNOWN,
-    F_DUPFD_CLOEXEC,
-    IN_MASK_ADD,
     IN_MODIFY,
     IN_MOVED_TO,
     IN_MOVE_SELF,
-    IN_ONLYDIR,
     O_CLOEXEC,
     O_DIRECTORY,
-    O_NOFOLLOW,
     O_NONBLOCK,
     O_PATH,
     O_RDONLY,
-    POLLIN,
-    RESOLVE_BENEATH,
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
-    RESOLVE_NO_SYMLINKS,
     STATX_BTIME,
     STATX_TYPE,
     S_ISDIR,
     SYS_getdents64,
-    SYS_openat2,
     chdir,
     close,
     dirent64,
-    fchdir,
-    fcntl,
-    fstat,
     fstatat,
-    inotify_add_watch,
     inotify_rm_watch,
-    open,
-    open_how,
     openat,
-    poll,
-    pollfd,
     stat_t,
     statx,
     statx_t,
     syscall,
     unshare,
-    usleep,
 )
-from argusd.includes.pthread cimport load_int, pthread_cond_wait, pthread_mutex_lock, pthread_mutex_unlock
+from argusd.includes.pthread cimport load_int
+
 
 cdef enum:
     CHUNK = 3000                    # bytes of a relative path looked up at once; the kernel takes 4095
-    LOOKUPS = 32                    # tries of a lookup that a concurrent rename disturbs
     OLD_FILE = 200                  # in place of a DT_* of getdents64(2), by mark_old()
     OLD_DIRECTORY = 201
 
-
-# ---- opening
-
-cdef int lookup(int directory, const char *path, int flags, unsigned long long resolve) noexcept nogil:
-    """openat2(2); returns a descriptor or a negative errno."""
-    cdef open_how how
-    cdef long fd
-    cdef int attempt
-    memset(&how, 0, sizeof(how))
-    how.flags = <unsigned long long>(flags | O_CLOEXEC)
-    how.resolve = resolve
-    for attempt in range(LOOKUPS):
-        fd = syscall(SYS_openat2, directory, path, &how, sizeof(how))
-        if fd >= 0:
-            return <int>fd
-        if errno != EAGAIN:         # EAGAIN: a rename on the way could have led outside; look again
-            break
-    return -errno
-
-
-cdef bint openat2_works() noexcept nogil:
-    cdef int fd = lookup(-100, b"/", O_PATH | O_DIRECTORY, RESOLVE_IN_ROOT)     # -100 is AT_FDCWD
-    if fd >= 0:
-        close(fd)
-    return fd >= 0
-
-
-cdef bint ended(int pidfd) noexcept nogil:
-    cdef pollfd waiter
-    waiter.fd, waiter.events = pidfd, POLLIN
-    return poll(&waiter, 1, 0) > 0
-
-
-cdef int place_open(int pid, int pidfd) noexcept nogil:
-    """The root of a container's process, or a negative errno; ESRCH when the process has ended.
-
-    The process is checked afterwards: while it lives, its number cannot have been given to another one.
-    """
-    cdef char path[40]
-    cdef int fd
-    snprintf(path, sizeof(path), b"/proc/%d/root", pid)
-    fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC)
-    if fd < 0:
-        fd = -errno
-    if ended(pidfd):
-        if fd >= 0:
-            close(fd)
-        return -ESRCH
-    return fd
-
-
-cdef int below(int directory, const char *name) noexcept nogil:
-    return lookup(directory, name, O_PATH | O_DIRECTORY | O_NOFOLLOW,
-                  RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
-
-
-cdef int add_watch(Core *core, int fd, uint32_t mask) noexcept nogil:
-    """Watch the directory behind an O_PATH descriptor, for ``mask`` more than before; a negative errno on failure."""
-    cdef int wd
-    if fchdir(fd) != 0:
-        return -errno
-    wd = inotify_add_watch(core.inotify_fd, b".", mask | IN_MASK_ADD | IN_ONLYDIR)
-    return wd if wd >= 0 else -errno
-
-
-# ---- the walk's descriptors
 
 cdef int walk_init(Walk *walk, Core *core) noexcept nogil:
     """Prepare the calling thread for walks: it gets a working directory of its own."""
@@ -358,8 +270,6 @@ cdef int parent_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
         chain_push(walk, node, serial, fd)
     return fd
 
-
-# ---- one directory
 
 cdef bint stack_push(Walk *walk, uint32_t node) noexcept nogil:
     cdef Job *grown
@@ -543,7 +453,8 @@ cdef void note_entries(Walk *walk, uint32_t node, int fd, const char *entries, l
     cdef Subscription *subscription = root.subscription
     cdef Window *window = window_find(core, node) if core.windows != NULL else NULL
     cdef uint32_t depth = node_depth(core, node)
-    cdef bint deeper = subscription.recursive and depth < DEPTH_MAX and (subscription.max_depth == 0 or depth < <uint32_t>subscription.max_depth)
+    cdef bint deeper = subscription.recursive and depth < DEPTH_MAX and (
+        subscription.max_depth == 0 or depth < <uint32_t>subscription.max_depth)
     cdef const dirent64 *entry
     cdef const char *end = entries + size
     cdef stat_t status

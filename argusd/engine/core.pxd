@@ -174,7 +174,7 @@ cdef struct Swap:
 cdef struct Echo:
     int wd
     char *name                  # NULL: on the directory itself
-    int opens, accesses, closes # how many are still to be dropped
+    int opens, accesses, closes  # how many are still to be dropped
     uint64_t fence              # 0 while the listing goes on
     void *walk                  # whose listing it is
     Echo *next
@@ -277,46 +277,16 @@ cdef struct Core:
 cdef uint32_t NOISY             # IN_OPEN | IN_ACCESS | IN_CLOSE_NOWRITE
 cdef uint32_t STRUCTURE         # what a recursive watch needs to know of every directory
 
-cdef int core_init(Core *core) noexcept nogil
-cdef void core_free(Core *core) noexcept nogil
 cdef void core_lock(Core *core) noexcept nogil
 cdef void core_unlock(Core *core) noexcept nogil
 cdef void core_lock_first(Core *core) noexcept nogil
 cdef void core_unlock_first(Core *core) noexcept nogil
-
-cdef uint32_t node_new(Core *core, uint32_t parent, Root *root, const char *name, size_t size) noexcept nogil
-cdef uint32_t node_find(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil
-cdef bint node_is(Core *core, uint32_t node, uint32_t serial) noexcept nogil
-cdef void node_unindex(Core *core, uint32_t node) noexcept nogil
-cdef void node_move(Core *core, uint32_t node, uint32_t parent, const char *name, size_t size) noexcept nogil
-cdef void node_free_tree(Core *core, uint32_t node) noexcept nogil
-cdef uint32_t node_next(Core *core, uint32_t top, uint32_t node) noexcept nogil
-cdef uint32_t node_depth(Core *core, uint32_t node) noexcept nogil
-cdef bint node_below(Core *core, uint32_t node, uint32_t ancestor) noexcept nogil
-cdef void node_path(Core *core, uint32_t node, Buffer *out) noexcept nogil
-
+cdef int core_init(Core *core) noexcept nogil
+cdef uint64_t fence_place(Core *core) noexcept nogil
+cdef void fence_reset(Core *core) noexcept nogil
+cdef uint64_t name_hash(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil
 cdef WdEntry *wd_find(Core *core, int wd) noexcept nogil
 cdef WdEntry *wd_attach(Core *core, int wd, uint32_t mask, uint32_t node) noexcept nogil
 cdef void wd_detach(Core *core, uint32_t node) noexcept nogil
+cdef void wd_release(Core *core, int wd) noexcept nogil
 cdef void wd_forget(Core *core, int wd) noexcept nogil
-
-cdef uint64_t fence_place(Core *core) noexcept nogil
-cdef void fence_reset(Core *core) noexcept nogil
-cdef void retry_push(Core *core, uint32_t node, bint gone) noexcept nogil
-cdef void job_push(Core *core, uint32_t node) noexcept nogil
-cdef void root_push(Core *core, Root *root) noexcept nogil
-cdef void root_unsettle(Core *core, Root *root) noexcept nogil
-cdef void root_settled(Core *core, Root *root) noexcept nogil
-cdef Anchor *anchor_first(Core *core, int wd) noexcept nogil
-cdef Anchor *anchor_add(Core *core, Root *root, int wd, const char *name, size_t size, bint last) noexcept nogil
-cdef void anchors_drop(Core *core, Root *root, bint all) noexcept nogil
-cdef void anchors_lose(Core *core, int wd) noexcept nogil
-cdef void root_end(Core *core, Root *root) noexcept nogil
-cdef void recent_add(Core *core, uint64_t hashed) noexcept nogil
-cdef bint recent_has(Core *core, int wd, const char *name, size_t size) noexcept nogil
-cdef void swap_push(Core *core, uint32_t node) noexcept nogil
-cdef void swap_free(Core *core, Swap *swap) noexcept nogil
-cdef void notice_push(Core *core, int kind, int subscription, int error, long number, uint32_t node) noexcept nogil
-cdef void tell_python(Core *core) noexcept nogil
-cdef bint is_ignored(const Subscription *subscription, const char *name, size_t size) noexcept nogil
-cdef uint64_t name_hash(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t
 
 from argusd._records cimport Buffer
-from argusd._tree cimport Core, Job, Root, Subscription
+from argusd.engine.core cimport Core, Job, Root, Subscription
 
 cdef enum:
     CHAIN = 16                      # directories kept open during a walk, so that a child is opened from its parent
@@ -28,21 +28,14 @@ cdef struct Walk:
     bint initial                    # the first walk of a subscription: errors are the caller's to tell
     bint rescan                     # directories that are watched already are listed again
 
-cdef bint openat2_works() noexcept nogil
-cdef int place_open(int pid, int pidfd) noexcept nogil
-cdef int lookup(int directory, const char *path, int flags, unsigned long long resolve) noexcept nogil
-
 cdef int walk_init(Walk *walk, Core *core) noexcept nogil
+cdef void chain_push(Walk *walk, uint32_t node, uint32_t serial, int fd) noexcept nogil
+cdef void walk_leave(Walk *walk) noexcept nogil
 cdef void walk_free(Walk *walk) noexcept nogil
 cdef int walk_enter(Walk *walk, Root *root) noexcept nogil
-cdef void walk_leave(Walk *walk) noexcept nogil
-cdef void chain_push(Walk *walk, uint32_t node, uint32_t serial, int fd) noexcept nogil
-cdef void chain_cut(Walk *walk, int count) noexcept nogil
 cdef int node_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil
-cdef bint stack_push(Walk *walk, uint32_t node) noexcept nogil
 cdef uint32_t wanted(const Subscription *subscription, bint quiet) noexcept nogil
-cdef int add_watch(Core *core, int fd, uint32_t mask) noexcept nogil
-cdef bint is_same(Walk *walk, uint32_t node, uint32_t serial, int fd) noexcept nogil
+cdef int arm(Walk *walk, uint32_t node, uint32_t serial, int fd, const char *name, int parent_wd) noexcept nogil
 cdef void expect_echoes(Walk *walk, int wd, int parent_wd, const char *name) noexcept nogil
 cdef void rescan_window(Core *core, uint32_t node) noexcept nogil
 cdef void list_directory(Walk *walk, uint32_t node, uint32_t serial, int fd, int wd) noexcept nogil

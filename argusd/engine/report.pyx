@@ -9,27 +9,27 @@ from libc.string cimport memset, strlen
 
 from argusd._output cimport STYLE_COLOUR, STYLE_JSON, sink_append
 from argusd._records cimport (
+    FIELDS,
     FIELD_EVENT,
     FIELD_FILE,
     FIELD_FTYPE,
     FIELD_PATH,
     FIELD_SEP,
-    FIELDS,
     buffer_free,
     json_into,
     message_into,
     sanitize_into,
     text_into,
 )
-from argusd._tree cimport Subscription, node_path
-from argusd.includes.linux cimport IN_ISDIR
+from argusd.engine.core cimport Subscription
+from argusd.engine.tree cimport node_path
+from argusd.includes.linux cimport IN_ISDIR, lowest_bit
 from argusd.includes.pthread cimport add_u64
 
-cdef extern from * nogil:
-    int lowest_bit "__builtin_ctz"(unsigned int value)
 
 cdef enum:
     LINES_FULL = 64 * 1024          # bytes of lines handed to a sink at once
+
 
 cdef const char **EVENT_NAMES = [
     b"ACCESS", b"MODIFY", b"ATTRIB", b"CLOSE_WRITE", b"CLOSE_NOWRITE", b"OPEN", b"MOVED_FROM", b"MOVED_TO", b"CREATE",
@@ -64,7 +64,8 @@ cdef void flush_lines(Reader *reader, int i) noexcept nogil:
         reader.line_counts[i] = 0
 
 
-cdef void emit(Reader *reader, uint32_t node, uint32_t bit, bint directory, const char *name, size_t size) noexcept nogil:
+cdef void emit(Reader *reader, uint32_t node, uint32_t bit, bint directory, const char *name,
+               size_t size) noexcept nogil:
     """Report an event of a watched file or directory, or (with a name) of an entry of the directory."""
     cdef Subscription *subscription = reader.core.nodes[node].root.subscription
     if subscription.on and subscription.mask & bit:

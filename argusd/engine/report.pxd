@@ -4,12 +4,11 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from argusd._output cimport SINKS_MAX, Sink
 from argusd._records cimport Buffer, Stamp, Text
-from argusd._tree cimport Core, Root
+from argusd.engine.core cimport Core, Root
 from argusd.includes.linux cimport inotify_event
 
 cdef enum:
     PATHS = 64                      # directories whose sanitized path is kept
-
     CREATED_KEPT = 64 * 1024        # names that were reported as created, a power of two
 
 cdef struct Created:
@@ -50,7 +49,8 @@ cdef struct Reader:
     unsigned long long reported
     unsigned long long overflows
 
-cdef void emit(Reader *reader, uint32_t node, uint32_t bit, bint directory, const char *name, size_t size) noexcept nogil
+cdef void flush_lines(Reader *reader, int i) noexcept nogil
+cdef void emit(Reader *reader, uint32_t node, uint32_t bit, bint directory, const char *name,
+               size_t size) noexcept nogil
 cdef void emit_subject(Reader *reader, const Root *root, uint32_t bit) noexcept nogil
 cdef void report(Reader *reader, uint32_t node, const inotify_event *event, size_t size) noexcept nogil
-cdef void flush_lines(Reader *reader, int i) noexcept nogil

@@ -2,14 +2,13 @@
 
 from libc.stdint cimport uint32_t
 
-from argusd._tree cimport Core, Echo, Name, Window
+from argusd.engine.core cimport Core, Echo, Name, Window
 
 cdef Window *window_open(Core *core, uint32_t node) noexcept nogil
 cdef Window *window_find(Core *core, uint32_t node) noexcept nogil
 cdef Name *window_name(Core *core, Window *window, const char *name, size_t size) noexcept nogil
 cdef Name *window_add(Core *core, Window *window, const char *name, size_t size, bint directory) noexcept nogil
 cdef void window_free(Core *core, Window *window) noexcept nogil
-
 cdef Echo *echo_expect(Core *core, void *walk, int wd, const char *name) noexcept nogil
 cdef bint echo_drop(Core *core, int wd, uint32_t mask, const char *name) noexcept nogil
 cdef void echoes_expire(Core *core) noexcept nogil

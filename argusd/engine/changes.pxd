@@ -1,0 +1,19 @@
+# What an event means for a tree.
+
+from libc.stdint cimport uint32_t
+
+from argusd._records cimport Buffer
+from argusd.engine.core cimport Core, Limbo, Window
+from argusd.engine.report cimport Reader
+from argusd.includes.linux cimport inotify_event
+
+cdef struct Held:
+    uint32_t node
+    uint32_t serial
+
+cdef void remember(Reader *reader, int wd, const char *name, size_t size) noexcept nogil
+cdef void window_settle(Reader *reader, Window *window) noexcept nogil
+cdef void limbo_free(Core *core, Limbo *limbo) noexcept nogil
+cdef void hold(Core *core, Buffer *events, uint32_t node, const inotify_event *event) noexcept nogil
+cdef void end_node(Core *core, uint32_t node) noexcept nogil
+cdef void node_event(Reader *reader, uint32_t node, const inotify_event *event) noexcept nogil

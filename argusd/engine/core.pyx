@@ -1,0 +1,274 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The state of the engine: its lock, the kernel's watch descriptors, and marks in the kernel's queue.
+
+Everything that the reader and the walks share is in ``Core`` (core.pxd), under one lock that is never held while a file
+system is asked, nor while Python runs.
+"""
+
+from libc.errno cimport ENOMEM, errno
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcpy, memset
+
+from argusd.includes.linux cimport (
+    EFD_CLOEXEC,
+    EFD_NONBLOCK,
+    IN_ACCESS,
+    IN_ATTRIB,
+    IN_CLOEXEC,
+    IN_CLOSE_NOWRITE,
+    IN_CREATE,
+    IN_MODIFY,
+    IN_MOVED_FROM,
+    IN_MOVED_TO,
+    IN_MOVE_SELF,
+    IN_NONBLOCK,
+    IN_OPEN,
+    MFD_CLOEXEC,
+    close,
+    eventfd,
+    fchmod,
+    ftruncate,
+    getrandom,
+    inotify_add_watch,
+    inotify_init1,
+    inotify_rm_watch,
+    memfd_create,
+)
+from argusd.includes.pthread cimport (
+    pthread_cond_init,
+    pthread_cond_signal,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
+
+
+NOISY = IN_OPEN | IN_ACCESS | IN_CLOSE_NOWRITE
+
+
+STRUCTURE = IN_CREATE | IN_MOVED_FROM | IN_MOVED_TO | IN_MOVE_SELF
+
+
+cdef void core_lock(Core *core) noexcept nogil:
+    pthread_mutex_lock(&core.low)
+    pthread_mutex_lock(&core.next)
+    pthread_mutex_lock(&core.data)
+    pthread_mutex_unlock(&core.next)
+
+
+cdef void core_unlock(Core *core) noexcept nogil:
+    pthread_mutex_unlock(&core.data)
+    pthread_mutex_unlock(&core.low)
+
+
+cdef void core_lock_first(Core *core) noexcept nogil:
+    pthread_mutex_lock(&core.next)
+    pthread_mutex_lock(&core.data)
+    pthread_mutex_unlock(&core.next)
+
+
+cdef void core_unlock_first(Core *core) noexcept nogil:
+    pthread_mutex_unlock(&core.data)
+
+
+cdef int core_init(Core *core) noexcept nogil:
+    """Returns 0 or an errno; EMFILE when the kernel gives this user no more inotify instances."""
+    memset(core, 0, sizeof(Core))
+    core.fence_fd = -1
+    core.told_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    if core.told_fd < 0:
+        return errno
+    core.inotify_fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC)
+    if core.inotify_fd < 0:
+        return errno
+    if not fence_make(core):
+        return errno
+    core.node_capacity = 1024
+    core.names_capacity = 2048
+    core.wds_capacity = 2048
+    core.nodes = <Node *>calloc(core.node_capacity, sizeof(Node))
+    core.names = <uint32_t *>calloc(core.names_capacity, sizeof(uint32_t))
+    core.wds = <WdEntry *>calloc(core.wds_capacity, sizeof(WdEntry))
+    core.anchors = <Anchor **>calloc(ANCHOR_BUCKETS, sizeof(Anchor *))
+    core.node_end = 1           # index 0 means none
+    if core.anchors == NULL or core.nodes == NULL or core.names == NULL or core.wds == NULL:
+        return ENOMEM
+    if getrandom(core.key, sizeof(core.key), 0) != sizeof(core.key):
+        return errno
+    pthread_mutex_init(&core.data, NULL)
+    pthread_mutex_init(&core.next, NULL)
+    pthread_mutex_init(&core.low, NULL)
+    pthread_cond_init(&core.work, NULL)
+    return 0
+
+
+cdef uint64_t fence_place(Core *core) noexcept nogil:
+    """Put a mark into the kernel's queue, behind every event that came before it; returns its number.
+
+    A change of mode makes an IN_ATTRIB and a change of size an IN_MODIFY on our own memfd. They alternate, because the
+    kernel merges an event into an identical last one.
+    """
+    core.fence_placed += 1
+    if core.fence_placed & 1:
+        fchmod(core.fence_fd, 0o600 if core.fence_placed & 2 else 0o400)
+    else:
+        ftruncate(core.fence_fd, 1 if core.fence_placed & 2 else 0)
+    return core.fence_placed
+
+
+cdef bint fence_make(Core *core) noexcept nogil:
+    cdef char path[40]
+    core.fence_fd = memfd_create(b"argusd-fence", MFD_CLOEXEC)
+    if core.fence_fd < 0:
+        return False
+    snprintf(path, sizeof(path), b"/proc/self/fd/%d", core.fence_fd)
+    core.fence_wd = inotify_add_watch(core.inotify_fd, path, IN_ATTRIB | IN_MODIFY)
+    return core.fence_wd >= 0
+
+
+cdef void fence_reset(Core *core) noexcept nogil:
+    """After an overflow some marks are lost: all that were placed count as passed, and new ones get a new file."""
+    core.fence_passed = core.fence_placed
+    inotify_rm_watch(core.inotify_fd, core.fence_wd)
+    close(core.fence_fd)
+    fence_make(core)
+
+
+cdef inline uint64_t mix(uint64_t value) noexcept nogil:
+    value ^= value >> 32
+    value *= <uint64_t>0xD6E8FEB86659FD93ULL
+    value ^= value >> 32
+    value *= <uint64_t>0xD6E8FEB86659FD93ULL
+    return value ^ (value >> 32)
+
+
+cdef uint64_t name_hash(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil:
+    cdef uint64_t state = core.key[0] ^ (<uint64_t>parent << 8) ^ size, word
+    while size >= 8:
+        memcpy(&word, name, 8)
+        state = mix(state ^ word) + core.key[1]
+        name += 8
+        size -= 8
+    word = 0
+    memcpy(&word, name, size)
+    return mix(state ^ word)
+
+
+cdef inline uint32_t wd_home(Core *core, int wd) noexcept nogil:
+    return (<uint32_t>wd * <uint32_t>2654435769) & (core.wds_capacity - 1)
+
+
+cdef WdEntry *wd_find(Core *core, int wd) noexcept nogil:
+    cdef uint32_t at = wd_home(core, wd)
+    while core.wds[at].wd:
+        if core.wds[at].wd == wd:
+            return &core.wds[at]
+        at = (at + 1) & (core.wds_capacity - 1)
+    return NULL
+
+
+cdef bint wds_grow(Core *core) noexcept nogil:
+    cdef WdEntry *old = core.wds
+    cdef uint32_t old_capacity = core.wds_capacity, i, at
+    core.wds = <WdEntry *>calloc(<size_t>old_capacity * 2, sizeof(WdEntry))
+    if core.wds == NULL:
+        core.wds = old
+        return False
+    core.wds_capacity = old_capacity * 2
+    for i in range(old_capacity):
+        if old[i].wd:
+            at = wd_home(core, old[i].wd)
+            while core.wds[at].wd:
+                at = (at + 1) & (core.wds_capacity - 1)
+            core.wds[at] = old[i]
+    free(old)
+    return True
+
+
+cdef WdEntry *wd_attach(Core *core, int wd, uint32_t mask, uint32_t node) noexcept nogil:
+    """Note that the kernel watches ``wd`` for ``mask`` more, and (unless node is 0) for whom. NULL: out of memory."""
+    cdef WdEntry *entry = wd_find(core, wd)
+    cdef uint32_t at
+    if entry == NULL:
+        if (core.wds_count + 1) * 4 > core.wds_capacity * 3 and not wds_grow(core):
+            return NULL
+        at = wd_home(core, wd)
+        while core.wds[at].wd:
+            at = (at + 1) & (core.wds_capacity - 1)
+        entry = &core.wds[at]
+        entry.wd = wd
+        entry.mask = 0
+        entry.first = 0
+        core.wds_count += 1
+    if mask & NOISY and not entry.mask & NOISY:
+        core.noisy += 1
+    entry.mask |= mask
+    if node:
+        core.nodes[node].wd = wd
+        core.nodes[node].next_on_wd = entry.first
+        entry.first = node
+    return entry
+
+
+cdef void wd_detach(Core *core, uint32_t node) noexcept nogil:
+    """Take a node off its watch descriptor; the walker removes a kernel watch that nobody uses any more.
+
+    Not here, because every removal puts an IN_IGNORED into the queue: a large tree's would overflow it.
+    """
+    cdef WdEntry *entry
+    cdef uint32_t *link
+    cdef int wd = core.nodes[node].wd
+    if wd < 0:
+        return
+    core.nodes[node].wd = -1
+    entry = wd_find(core, wd)
+    if entry == NULL:
+        return
+    link = &entry.first
+    while link[0] != node:
+        link = &core.nodes[link[0]].next_on_wd
+    link[0] = core.nodes[node].next_on_wd
+    if entry.first == 0 and not entry.mask & ANCHORED:
+        wd_release(core, wd)
+
+
+cdef void wd_release(Core *core, int wd) noexcept nogil:
+    """Have the walker remove a watch that nobody uses."""
+    cdef int *grown
+    if core.removal_count == core.removal_capacity:
+        grown = <int *>realloc(core.removals, <size_t>(core.removal_capacity * 2 + 256) * sizeof(int))
+        if grown == NULL:       # no memory to remember it: remove it at once
+            wd_forget(core, wd)
+            inotify_rm_watch(core.inotify_fd, wd)
+            return
+        core.removals = grown
+        core.removal_capacity = core.removal_capacity * 2 + 256
+    core.removals[core.removal_count] = wd
+    core.removal_count += 1
+    pthread_cond_signal(&core.work)
+
+
+cdef void wd_forget(Core *core, int wd) noexcept nogil:
+    """Drop the entry of a watch descriptor that the kernel has let go. Its nodes must have been detached."""
+    cdef uint32_t last = core.wds_capacity - 1
+    cdef uint32_t at = wd_home(core, wd), follow, home
+    while core.wds[at].wd != wd:
+        if core.wds[at].wd == 0:
+            return
+        at = (at + 1) & last
+    if core.wds[at].mask & NOISY:
+        core.noisy -= 1
+    core.wds_count -= 1
+    follow = at
+    while True:
+        core.wds[at].wd = 0
+        while True:
+            follow = (follow + 1) & last
+            if core.wds[follow].wd == 0:
+                return
+            home = wd_home(core, core.wds[follow].wd)
+            if ((follow - home) & last) >= ((follow - at) & last):
+                break
+        core.wds[at] = core.wds[follow]
+        at = follow

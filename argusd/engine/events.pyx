@@ -1,0 +1,362 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The reader thread: from the kernel's queue to lines and counts.
+
+Facts about inotify that shape this file:
+
+* Events of one instance come in the order in which they happened, for all its watches together.
+* An identical event right behind the last one is merged into it by the kernel.
+* When the queue is full, the kernel drops what comes and leaves one IN_Q_OVERFLOW. What was missed is then found by
+  listing every directory again; files tell by their time of birth whether they are new.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset, strlen
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
+
+from argusd._output cimport SINKS_MAX
+from argusd._records cimport buffer_free, stamp_set
+from argusd.engine.report cimport CREATED_KEPT
+from argusd.engine.anchors cimport anchors_lose
+from argusd.engine.changes cimport end_node, hold, limbo_free, node_event, remember, window_settle
+from argusd.engine.core cimport (
+    ANCHORED,
+    NODE_DISPLACED,
+    NODE_LIMBO,
+    NODE_MOVED,
+    NOISY,
+    NOTICE_OVERFLOW,
+    OVERFLOW_INDEX,
+    Limbo,
+    Retry,
+    Root,
+    Subscription,
+    Swap,
+    WdEntry,
+    Window,
+    core_lock_first,
+    core_unlock_first,
+    fence_reset,
+    wd_find,
+    wd_forget,
+)
+from argusd.engine.paths cimport anchored, judge
+from argusd.engine.report cimport PATHS, Created, emit, flush_lines
+from argusd.engine.tree cimport node_free_tree, node_is
+from argusd.engine.window cimport echo_drop, echoes_expire
+from argusd.engine.work cimport job_push, notice_push, recent_add, root_push, swap_free, tell_python
+from argusd.includes.linux cimport (
+    CLOCK_REALTIME_COARSE,
+    IN_CREATE,
+    IN_DELETE,
+    IN_IGNORED,
+    IN_MODIFY,
+    IN_MOVED_FROM,
+    IN_MOVED_TO,
+    IN_Q_OVERFLOW,
+    POLLIN,
+    PRIO_PROCESS,
+    SYS_gettid,
+    close,
+    inotify_event,
+    poll,
+    pollfd,
+    read,
+    setpriority,
+    syscall,
+    usleep,
+)
+from argusd.includes.pthread cimport add_u64, load_int, store_int
+
+
+cdef enum:
+    EVENTS_SIZE = 1024 * 1024       # bytes read at once: the whole default queue of 16,384 short names
+    BUSY = 16                       # events in one read from which on the next is put off, so that it brings more
+    NAP_US = 1000
+
+
+cdef void ignored(Reader *reader, WdEntry *entry, const inotify_event *event) noexcept nogil:
+    """The kernel let a watch go: the inode was deleted, or its file system unmounted."""
+    cdef Core *core = reader.core
+    cdef uint32_t node, after, serial
+    if entry.mask & ANCHORED:
+        anchors_lose(core, event.wd)
+        entry = wd_find(core, event.wd)
+    node = entry.first
+    wd_forget(core, event.wd)
+    after = node
+    while after:                            # the list is in the nodes: first unhook all, then free
+        core.nodes[after].wd = -1
+        after = core.nodes[after].next_on_wd
+    while node:
+        after = core.nodes[node].next_on_wd
+        serial = core.nodes[after].serial if after else 0
+        if core.nodes[node].root.unsure:
+            hold(core, &core.nodes[node].root.held, node, event)
+        else:
+            end_node(core, node)
+        node = after if after and node_is(core, after, serial) else 0
+
+
+cdef void tell_swap(Reader *reader, Swap *swap) noexcept nogil:
+    """A volume's ..data was swapped: what is reached through it is new."""
+    cdef uint32_t i
+    if node_is(reader.core, swap.node, swap.serial):
+        for i in range(swap.count):
+            emit(reader, swap.node, IN_MODIFY, False, swap.names[i].bytes, swap.names[i].size)
+
+
+cdef bint is_unsure(Core *core, const Window *window) noexcept nogil:
+    return node_is(core, window.node, window.serial) and core.nodes[window.node].root.unsure
+
+
+cdef void settle(Reader *reader) noexcept nogil:
+    """A mark has come out of the queue: end what waited for it."""
+    cdef Core *core = reader.core
+    cdef uint64_t passed = core.fence_passed
+    cdef Window *window = core.windows
+    cdef Window *oldest
+    cdef Limbo *limbo
+    cdef Limbo *next_limbo
+    cdef Retry **link = &core.retries
+    cdef Retry *retry
+    cdef Root *root = core.unsettled
+    cdef Root *next_root
+    cdef Swap *swap = core.swaps
+    cdef Swap *next_swap
+    while root != NULL:
+        next_root = root.next_unsettled
+        if root.fence <= passed and not root.queued and not root.looking:   # else another look-up is to come
+            judge(reader, root)
+        root = next_root
+    while swap != NULL:
+        next_swap = swap.next
+        if swap.fence and swap.fence <= passed:
+            tell_swap(reader, swap)
+            swap_free(core, swap)
+        swap = next_swap
+    while True:                             # in the order of the listings: parents before children
+        oldest = NULL
+        window = core.windows
+        while window != NULL:
+            if (window.fence and window.fence <= passed and not is_unsure(core, window)
+                    and (oldest == NULL or window.fence < oldest.fence)):
+                oldest = window
+            window = window.next
+        if oldest == NULL:
+            break
+        window_settle(reader, oldest)
+    echoes_expire(core)
+    limbo = core.limbo
+    while limbo != NULL:
+        next_limbo = limbo.next
+        if not node_is(core, limbo.node, limbo.serial):
+            limbo_free(core, limbo)
+        elif limbo.fence and limbo.fence <= passed:
+            node_free_tree(core, limbo.node)
+            limbo_free(core, limbo)
+        limbo = next_limbo
+    while link[0] != NULL:
+        retry = link[0]
+        if retry.fence > passed:
+            link = &retry.next
+            continue
+        link[0] = retry.next
+        if node_is(core, retry.node, retry.serial):
+            if retry.gone and core.nodes[retry.node].wd < 0 and not core.nodes[retry.node].flags & (
+                    NODE_MOVED | NODE_LIMBO | NODE_DISPLACED):
+                node_free_tree(core, retry.node)
+            else:
+                job_push(core, retry.node)
+        free(retry)
+    if core.repair and core.repairing == 0 and core.windows == NULL:
+        end_repair(core)
+
+
+cdef void drop_limbo(Core *core) noexcept nogil:
+    """What was on the move when events were lost: the listings will tell where it is."""
+    cdef Limbo *limbo
+    while core.limbo != NULL:
+        limbo = core.limbo
+        if node_is(core, limbo.node, limbo.serial):
+            node_free_tree(core, limbo.node)
+        limbo_free(core, limbo)
+
+
+cdef void begin_repair(Reader *reader) noexcept nogil:
+    """Have every tree listed again. What was born since the read before this one began, and not told, is new."""
+    cdef Core *core = reader.core
+    cdef Subscription *subscription = core.subscriptions
+    cdef int i
+    if not core.repair:
+        core.repair = True
+        core.repair_since_ns = reader.last_ns
+        for i in range(CREATED_KEPT):
+            if reader.created[i].ns >= reader.last_ns:
+                recent_add(core, reader.created[i].hashed)
+    while subscription != NULL:
+        for i in range(subscription.root_count):
+            if not subscription.roots[i].rescan:
+                subscription.roots[i].rescan = True
+                core.repairing += 1
+            root_push(core, &subscription.roots[i])
+        subscription = subscription.next
+
+
+cdef void end_repair(Core *core) noexcept nogil:
+    core.repair = False
+    free(core.recent)
+    core.recent = NULL
+    core.recent_count = 0
+    core.recent_capacity = 0
+
+
+cdef void overflow(Reader *reader) noexcept nogil:
+    """The kernel dropped events: say so in the log and in every watch's counts, and find out what was missed."""
+    cdef Core *core = reader.core
+    cdef Subscription *subscription = core.subscriptions
+    reader.overflows += 1
+    while subscription != NULL:
+        if subscription.on and subscription.counter.overflow != reader.overflows:
+            subscription.counter.overflow = reader.overflows
+            add_u64(&subscription.counter.counts[OVERFLOW_INDEX], 1)
+        subscription = subscription.next
+    notice_push(core, NOTICE_OVERFLOW, 0, 0, <long>reader.overflows, 0)
+    reader.counted = True
+    fence_reset(core)
+    drop_limbo(core)
+    begin_repair(reader)
+    settle(reader)
+
+
+cdef void handle(Reader *reader, const inotify_event *event) noexcept nogil:
+    cdef Core *core = reader.core
+    cdef WdEntry *entry
+    cdef uint32_t node, after, serial
+    if event.wd == core.fence_wd:
+        if not event.mask & IN_IGNORED:
+            core.fence_passed += 1
+            settle(reader)
+        return
+    reader.handled += 1
+    reader.number += 1
+    if event.mask & IN_Q_OVERFLOW:
+        overflow(reader)
+        return
+    entry = wd_find(core, event.wd)
+    if entry == NULL:                       # nobody's any more
+        return
+    if entry.mask & ANCHORED and event.len and event.mask & (IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO):
+        anchored(core, event, strlen(event.name))
+    if event.len and event.mask & (IN_CREATE | IN_MOVED_TO):
+        remember(reader, event.wd, event.name, strlen(event.name))
+    if event.mask & IN_IGNORED:
+        ignored(reader, entry, event)
+        return
+    if core.echoes != NULL and event.mask & NOISY and echo_drop(
+            core, event.wd, event.mask, <const char *>event.name if event.len else NULL):
+        return
+    node = entry.first
+    while node:
+        after = core.nodes[node].next_on_wd
+        serial = core.nodes[after].serial if after else 0
+        node_event(reader, node, event)
+        node = after if after and node_is(core, after, serial) else 0
+
+
+cdef int64_t file_time() noexcept nogil:
+    """Now, by the clock that file systems take times from, in nanoseconds."""
+    cdef timespec now
+    clock_gettime(CLOCK_REALTIME_COARSE, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef void handle_batch(Reader *reader, size_t size, int *count) noexcept nogil:
+    cdef const inotify_event *event
+    cdef size_t at = 0
+    cdef timespec now
+    cdef int i
+    count[0] = 0
+    clock_gettime(CLOCK_REALTIME, &now)
+    stamp_set(&reader.stamp, <int64_t>now.tv_sec * 1000000000 + now.tv_nsec, reader.thread_id)
+    reader.counted = False
+    reader.batch_ns = file_time()
+    core_lock_first(reader.core)
+    while at < size:
+        event = <const inotify_event *>(reader.events + at)
+        at += sizeof(inotify_event) + event.len
+        handle(reader, event)
+        count[0] += 1
+    if reader.core.spilled:
+        reader.core.spilled = False
+        overflow(reader)
+    core_unlock_first(reader.core)
+    for i in range(reader.sink_count):
+        flush_lines(reader, i)
+    reader.reads += 1
+    reader.last_ns = file_time()
+    if reader.counted and load_int(&reader.wanted):
+        tell_python(reader.core)
+
+
+cdef long milliseconds() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec * 1000 + now.tv_nsec // 1000000
+
+
+cdef void *reader_main(void *argument) noexcept nogil:
+    """The life of the reader thread: it never takes the GIL, and never waits for output or a file system."""
+    cdef Reader *reader = <Reader *>argument
+    cdef pollfd sources[2]
+    cdef ssize_t size
+    cdef int count = 0
+    cdef long end = -1
+    reader.thread_id = syscall(SYS_gettid)
+    setpriority(PRIO_PROCESS, <unsigned int>reader.thread_id, -20)  # the kernel's queue waits for nobody; may fail
+    sources[0].fd, sources[0].events = reader.core.inotify_fd, POLLIN
+    sources[1].fd, sources[1].events = reader.stop_fd, POLLIN
+    while True:
+        store_int(&reader.busy, 1)
+        size = read(reader.core.inotify_fd, reader.events, EVENTS_SIZE)
+        if size > 0:
+            handle_batch(reader, <size_t>size, &count)
+            if end >= 0 and milliseconds() > end:
+                break
+            if count >= BUSY and end < 0:
+                usleep(NAP_US)
+            continue
+        if size < 0 and errno != EAGAIN and errno != EINTR:
+            break
+        if end >= 0:                        # asked to stop, and the queue is empty
+            break
+        store_int(&reader.busy, 0)
+        poll(sources, 2, -1)
+        if sources[1].revents:
+            end = milliseconds() + reader.drain_ms
+    return NULL
+
+
+cdef bint reader_init(Reader *reader, Core *core) noexcept nogil:
+    memset(reader, 0, sizeof(Reader))
+    reader.core = core
+    reader.stop_fd = -1
+    reader.events = <char *>malloc(EVENTS_SIZE)
+    reader.created = <Created *>calloc(CREATED_KEPT, sizeof(Created))
+    return reader.events != NULL and reader.created != NULL
+
+
+cdef void reader_free(Reader *reader) noexcept nogil:
+    cdef int i
+    for i in range(SINKS_MAX):
+        buffer_free(&reader.lines[i])
+    for i in range(PATHS):
+        buffer_free(&reader.paths[i].text)
+    buffer_free(&reader.message)
+    buffer_free(&reader.file)
+    buffer_free(&reader.subject)
+    free(reader.events)
+    free(reader.created)
+    if reader.stop_fd >= 0:
+        close(reader.stop_fd)

@@ -1,0 +1,15 @@
+# Opening what is inside a container.
+
+from libc.stdint cimport uint32_t
+
+from argusd.engine.core cimport Core, Identity
+
+cdef int lookup(int directory, const char *path, int flags, unsigned long long resolve) noexcept nogil
+cdef bint openat2_works() noexcept nogil
+cdef bint ended(int pidfd) noexcept nogil
+cdef int place_open(int pid, int pidfd) noexcept nogil
+cdef int below(int directory, const char *name) noexcept nogil
+cdef int add_watch(Core *core, int fd, uint32_t mask) noexcept nogil
+cdef int watch_any(Core *core, int fd, uint32_t mask) noexcept nogil
+cdef bint identify(int fd, Identity *identity) noexcept nogil
+cdef bint same_file(const Identity *a, const Identity *b) noexcept nogil

@@ -1,0 +1,138 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""Opening what is inside a container, and telling whether it is still the same.
+
+Facts about path lookup that shape this file:
+
+* A container's files are reached through /proc/PID/root with openat2(2) and RESOLVE_IN_ROOT, so that neither an
+  absolute symbolic link nor ``..`` leads out of its root.
+* A process number says which process only while that process lives: its pidfd is asked after /proc/PID was opened.
+* An O_PATH descriptor causes no events and opens nothing: no fifo blocks, no device is touched.
+* Inode numbers are used again; together with the device and the time of birth they tell one file from another.
+"""
+
+from libc.errno cimport EAGAIN, ESRCH, errno
+from libc.stdint cimport uint64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memset
+
+from argusd.includes.linux cimport (
+    AT_EMPTY_PATH,
+    IN_MASK_ADD,
+    IN_ONLYDIR,
+    O_CLOEXEC,
+    O_DIRECTORY,
+    O_NOFOLLOW,
+    O_PATH,
+    POLLIN,
+    RESOLVE_BENEATH,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
+    STATX_BTIME,
+    STATX_INO,
+    SYS_openat2,
+    close,
+    fchdir,
+    inotify_add_watch,
+    open,
+    open_how,
+    poll,
+    pollfd,
+    statx,
+    statx_t,
+    syscall,
+)
+
+
+cdef enum:
+    LOOKUPS = 32                    # tries of a lookup that a concurrent rename disturbs
+
+
+cdef int lookup(int directory, const char *path, int flags, unsigned long long resolve) noexcept nogil:
+    """openat2(2); returns a descriptor or a negative errno."""
+    cdef open_how how
+    cdef long fd
+    cdef int _attempt
+    memset(&how, 0, sizeof(how))
+    how.flags = <unsigned long long>(flags | O_CLOEXEC)
+    how.resolve = resolve
+    for _attempt in range(LOOKUPS):
+        fd = syscall(SYS_openat2, directory, path, &how, sizeof(how))
+        if fd >= 0:
+            return <int>fd
+        if errno != EAGAIN:         # EAGAIN: a rename on the way could have led outside; look again
+            break
+    return -errno
+
+
+cdef bint openat2_works() noexcept nogil:
+    cdef int fd = lookup(-100, b"/", O_PATH | O_DIRECTORY, RESOLVE_IN_ROOT)     # -100 is AT_FDCWD
+    if fd >= 0:
+        close(fd)
+    return fd >= 0
+
+
+cdef bint ended(int pidfd) noexcept nogil:
+    cdef pollfd waiter
+    waiter.fd, waiter.events = pidfd, POLLIN
+    return poll(&waiter, 1, 0) > 0
+
+
+cdef int place_open(int pid, int pidfd) noexcept nogil:
+    """The root of a container's process, or a negative errno; ESRCH when the process has ended.
+
+    The process is checked afterwards: while it lives, its number cannot have been given to another one.
+    """
+    cdef char path[40]
+    cdef int fd
+    snprintf(path, sizeof(path), b"/proc/%d/root", pid)
+    fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC)
+    if fd < 0:
+        fd = -errno
+    if ended(pidfd):
+        if fd >= 0:
+            close(fd)
+        return -ESRCH
+    return fd
+
+
+cdef int below(int directory, const char *name) noexcept nogil:
+    return lookup(directory, name, O_PATH | O_DIRECTORY | O_NOFOLLOW,
+                  RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+
+
+cdef int add_watch(Core *core, int fd, uint32_t mask) noexcept nogil:
+    """Watch the directory behind an O_PATH descriptor, for ``mask`` more than before; a negative errno on failure."""
+    cdef int wd
+    if fchdir(fd) != 0:
+        return -errno
+    wd = inotify_add_watch(core.inotify_fd, b".", mask | IN_MASK_ADD | IN_ONLYDIR)
+    return wd if wd >= 0 else -errno
+
+
+cdef int watch_any(Core *core, int fd, uint32_t mask) noexcept nogil:
+    """Watch what is behind an O_PATH descriptor, directory or not; a negative errno on failure."""
+    cdef char path[40]
+    cdef int wd
+    snprintf(path, sizeof(path), b"/proc/self/fd/%d", fd)
+    wd = inotify_add_watch(core.inotify_fd, path, mask | IN_MASK_ADD)
+    return wd if wd >= 0 else -errno
+
+
+cdef bint identify(int fd, Identity *identity) noexcept nogil:
+    cdef statx_t status
+    memset(identity, 0, sizeof(Identity))
+    if statx(fd, b"", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &status) != 0:
+        return False
+    identity.valid = True
+    identity.device = <uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor
+    identity.inode = status.stx_ino
+    if status.stx_mask & STATX_BTIME:
+        identity.born_s = status.stx_btime.tv_sec
+        identity.born_ns = status.stx_btime.tv_nsec
+    return True
+
+
+cdef bint same_file(const Identity *a, const Identity *b) noexcept nogil:
+    return (a.valid and b.valid and a.device == b.device and a.inode == b.inode
+            and a.born_s == b.born_s and a.born_ns == b.born_ns)

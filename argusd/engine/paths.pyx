@@ -1,0 +1,165 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""What events mean for subject paths: when a path may stand for another file, and what is told of it.
+
+While a step of a path has changed and the look-up is not judged yet, the events of its tree are held back: only then is
+it known whose they are. A look-up is judged when the mark that was placed behind it comes out of the queue and no step
+has changed since; so each arrival at the path is told exactly once.
+"""
+
+from libc.stdint cimport uint32_t
+from libc.string cimport memcmp, memset
+
+from argusd._records cimport Buffer, buffer_add, buffer_free
+from argusd.engine.anchors cimport anchor_first
+from argusd.engine.changes cimport Held, end_node, node_event
+from argusd.engine.core cimport NODE_DEPARTED, TRIGGER_DIRECTORY, TRIGGER_LAST, TRIGGER_MOVED, TRIGGER_OVER, Anchor
+from argusd.engine.opening cimport same_file
+from argusd.engine.report cimport emit_subject
+from argusd.engine.tree cimport node_free_tree, node_is
+from argusd.engine.work cimport root_push, root_settled
+from argusd.includes.linux cimport (
+    IN_ATTRIB,
+    IN_CREATE,
+    IN_DELETE_SELF,
+    IN_IGNORED,
+    IN_ISDIR,
+    IN_MODIFY,
+    IN_MOVED_FROM,
+    IN_MOVED_TO,
+)
+
+
+cdef void anchored(Core *core, const inotify_event *event, size_t size) noexcept nogil:
+    """Something happened in a directory that subject paths go through."""
+    cdef Anchor *anchor = anchor_first(core, event.wd)
+    while anchor != NULL:
+        if anchor.wd == event.wd and anchor.name_size == size and memcmp(anchor.name, event.name, size) == 0:
+            trigger(core, anchor, event)
+        anchor = anchor.next_on_wd
+
+
+cdef void trigger(Core *core, Anchor *anchor, const inotify_event *event) noexcept nogil:
+    """A step of a subject path has changed: look again, and hold back what comes until that is done."""
+    cdef Root *root = anchor.root
+    cdef char kind = 0
+    if event.mask & (IN_CREATE | IN_MOVED_TO):
+        kind = ((TRIGGER_LAST if anchor.last else 0) | (TRIGGER_MOVED if event.mask & IN_MOVED_TO else 0)
+                | (TRIGGER_DIRECTORY if event.mask & IN_ISDIR else 0) | (TRIGGER_OVER if anchor.present else 0))
+        buffer_add(&root.triggers, &kind, 1)
+        anchor.present = True
+    else:
+        anchor.present = False
+    if root.top or root.next_top:
+        root.unsure = True
+    root.moved = root.moved or not anchor.last or (event.mask & IN_MOVED_FROM) != 0
+    root_push(core, root)
+
+
+cdef bint in_tree(Core *core, uint32_t node, uint32_t top) noexcept nogil:
+    while core.nodes[node].parent:
+        node = core.nodes[node].parent
+    return node == top
+
+
+cdef void replay_root(Reader *reader, const Buffer *events, uint32_t top, uint32_t mask) noexcept nogil:
+    """Handle the events that were held back for one of the trees of a root."""
+    cdef Core *core = reader.core
+    cdef const Held *held
+    cdef const inotify_event *event
+    cdef size_t at = 0
+    while top and at < events.size:
+        held = <const Held *>(events.data + at)
+        event = <const inotify_event *>(events.data + at + sizeof(Held))
+        at += sizeof(Held) + sizeof(inotify_event) + event.len
+        if not event.mask & mask or not node_is(core, held.node, held.serial) or not in_tree(core, held.node, top):
+            continue
+        reader.number += 1
+        if event.mask & IN_IGNORED:
+            end_node(core, held.node)
+        else:
+            node_event(reader, held.node, event)
+
+
+cdef void tell_arrivals(Reader *reader, Root *root, const Buffer *triggers, bint known, bint other) noexcept nogil:
+    """Report that the path came to stand for another file, once for each time that the kernel told so.
+
+    ``other``: it stands for another file than before. Otherwise only what was put over something else counts.
+    """
+    cdef size_t i
+    cdef int told = 0
+    cdef char kind
+    cdef bint last = False
+    for i in range(triggers.size):
+        last = last or triggers.data[i] & TRIGGER_LAST
+    for i in range(triggers.size):
+        kind = triggers.data[i]
+        if not other and not kind & TRIGGER_OVER:
+            continue
+        if kind & TRIGGER_LAST:
+            emit_subject(reader, root, IN_MOVED_TO if kind & TRIGGER_MOVED else IN_CREATE)
+        elif last or not known:
+            continue
+        emit_subject(reader, root, IN_MODIFY)
+        told += 1
+    if other and not told:
+        if not known:
+            emit_subject(reader, root, IN_CREATE)
+        emit_subject(reader, root, IN_MODIFY)
+
+
+cdef void tell_passage(Reader *reader, Root *root, const Buffer *triggers) noexcept nogil:
+    """The path stands for nothing now, but files were created there and are gone again: report those."""
+    cdef size_t i
+    for i in range(triggers.size):
+        if triggers.data[i] & TRIGGER_LAST and not triggers.data[i] & TRIGGER_MOVED:
+            root.directory = (triggers.data[i] & TRIGGER_DIRECTORY) != 0
+            emit_subject(reader, root, IN_CREATE)
+            emit_subject(reader, root, IN_MODIFY)
+
+
+cdef void depart(Reader *reader, Root *root, const Buffer *held, uint32_t top) noexcept nogil:
+    """The file of a subject path is there no longer. One that still lives and only lost its name may tell its end."""
+    cdef Core *core = reader.core
+    if root.moved:
+        node_free_tree(core, top)
+        return
+    while core.nodes[top].first_child:
+        node_free_tree(core, core.nodes[top].first_child)
+    core.nodes[top].flags |= NODE_DEPARTED
+    root.top = 0
+    replay_root(reader, held, top, IN_DELETE_SELF | IN_ATTRIB)
+
+
+cdef void judge(Reader *reader, Root *root) noexcept nogil:
+    """A look-up and every event before it are known: what does the subject path stand for, and what was it before?"""
+    cdef Core *core = reader.core
+    cdef uint32_t top = root.top, next_top = root.next_top
+    cdef Buffer held = root.held, triggers = root.triggers
+    cdef bint known, other
+    cdef uint32_t all_events = 0xFFFFFFFF
+    root_settled(core, root)
+    memset(&root.held, 0, sizeof(Buffer))
+    memset(&root.triggers, 0, sizeof(Buffer))
+    root.unsure = False
+    if top and (core.nodes[top].wd < 0 or (root.found.valid and not next_top)):
+        replay_root(reader, &held, top, all_events)     # its own file: here still, or until its end
+        top = root.top
+    if not root.found.valid:
+        if top:
+            depart(reader, root, &held, top)
+            root.known.valid = root.known.valid and root.moved
+        tell_passage(reader, root, &triggers)
+    else:
+        known = root.known.valid
+        other = not same_file(&root.known, &root.found)
+        if next_top:
+            if top:
+                depart(reader, root, &held, top)
+            root.top = next_top
+            root.next_top = 0
+        root.known = root.found
+        tell_arrivals(reader, root, &triggers, known, other)
+        replay_root(reader, &held, next_top, all_events)
+    root.moved = False
+    buffer_free(&held)
+    buffer_free(&triggers)

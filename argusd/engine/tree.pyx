@@ -1,0 +1,252 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""Trees of directories: one for each subject path, kept by what events and listings tell.
+
+Nothing here looks at a file system. Nodes are named by index, because the arena moves when it grows; the memory of a
+directory is one node, its name, and its places in two hash tables.
+"""
+
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memset, strlen
+
+from argusd._records cimport buffer_room
+from argusd.engine.core cimport NODE_INDEXED, NODE_MOVED, name_hash, wd_detach
+
+
+cdef inline uint32_t node_hash(Core *core, uint32_t node) noexcept nogil:
+    return <uint32_t>name_hash(core, core.nodes[node].parent, core.nodes[node].name, core.nodes[node].name_size)
+
+
+cdef bint names_grow(Core *core) noexcept nogil:
+    cdef uint32_t *old = core.names
+    cdef uint32_t old_capacity = core.names_capacity, i, at
+    core.names = <uint32_t *>calloc(old_capacity * 2, sizeof(uint32_t))
+    if core.names == NULL:
+        core.names = old
+        return False
+    core.names_capacity = old_capacity * 2
+    for i in range(old_capacity):
+        if old[i]:
+            at = node_hash(core, old[i]) & (core.names_capacity - 1)
+            while core.names[at]:
+                at = (at + 1) & (core.names_capacity - 1)
+            core.names[at] = old[i]
+    free(old)
+    return True
+
+
+cdef bint node_index(Core *core, uint32_t node) noexcept nogil:
+    cdef uint32_t at
+    if (core.names_count + 1) * 4 > core.names_capacity * 3 and not names_grow(core):
+        return False
+    at = node_hash(core, node) & (core.names_capacity - 1)
+    while core.names[at]:
+        at = (at + 1) & (core.names_capacity - 1)
+    core.names[at] = node
+    core.names_count += 1
+    core.nodes[node].flags |= NODE_INDEXED
+    return True
+
+
+cdef void node_unindex(Core *core, uint32_t node) noexcept nogil:
+    cdef uint32_t last = core.names_capacity - 1
+    cdef uint32_t at, follow, home
+    if not core.nodes[node].flags & NODE_INDEXED:
+        return
+    core.nodes[node].flags &= <unsigned short>~NODE_INDEXED
+    core.names_count -= 1
+    at = node_hash(core, node) & last
+    while core.names[at] != node:
+        at = (at + 1) & last
+    follow = at
+    while True:                 # close the gap, so that no tombstones are needed
+        core.names[at] = 0
+        while True:
+            follow = (follow + 1) & last
+            if core.names[follow] == 0:
+                return
+            home = node_hash(core, core.names[follow]) & last
+            if ((follow - home) & last) >= ((follow - at) & last):
+                break
+        core.names[at] = core.names[follow]
+        at = follow
+
+
+cdef uint32_t node_find(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil:
+    cdef uint32_t at = <uint32_t>name_hash(core, parent, name, size) & (core.names_capacity - 1)
+    cdef uint32_t node
+    while core.names[at]:
+        node = core.names[at]
+        if (core.nodes[node].parent == parent and core.nodes[node].name_size == size
+                and memcmp(core.nodes[node].name, name, size) == 0):
+            return node
+        at = (at + 1) & (core.names_capacity - 1)
+    return 0
+
+
+cdef void node_link(Core *core, uint32_t node, uint32_t parent) noexcept nogil:
+    cdef uint32_t first
+    core.nodes[node].parent = parent
+    core.nodes[node].prev_sibling = 0
+    core.nodes[node].next_sibling = 0
+    if parent:
+        first = core.nodes[parent].first_child
+        core.nodes[node].next_sibling = first
+        if first:
+            core.nodes[first].prev_sibling = node
+        core.nodes[parent].first_child = node
+
+
+cdef void node_unlink(Core *core, uint32_t node) noexcept nogil:
+    cdef Node *it = &core.nodes[node]
+    if it.prev_sibling:
+        core.nodes[it.prev_sibling].next_sibling = it.next_sibling
+    elif it.parent:
+        core.nodes[it.parent].first_child = it.next_sibling
+    if it.next_sibling:
+        core.nodes[it.next_sibling].prev_sibling = it.prev_sibling
+
+
+cdef bint set_name(Node *node, const char *name, size_t size) noexcept nogil:
+    cdef char *copy = <char *>malloc(size + 1)
+    if copy == NULL:
+        return False
+    memcpy(copy, name, size)
+    copy[size] = 0
+    free(node.name)
+    node.name = copy
+    node.name_size = <unsigned char>size
+    return True
+
+
+cdef uint32_t node_new(Core *core, uint32_t parent, Root *root, const char *name, size_t size) noexcept nogil:
+    """A new node below ``parent``, or a top without a name when that is 0. Returns 0 when memory ran out."""
+    cdef uint32_t node = core.node_free, serial
+    cdef Node *grown
+    if node:
+        core.node_free = core.nodes[node].next_sibling
+    else:
+        if core.node_end == core.node_capacity:
+            grown = <Node *>realloc(core.nodes, <size_t>core.node_capacity * 2 * sizeof(Node))
+            if grown == NULL:
+                return 0
+            core.nodes = grown
+            core.node_capacity *= 2
+        node = core.node_end
+        core.node_end += 1
+        core.nodes[node].serial = 0
+    serial = core.nodes[node].serial + 1
+    memset(&core.nodes[node], 0, sizeof(Node))
+    core.nodes[node].serial = serial
+    core.nodes[node].wd = -1
+    core.nodes[node].root = root
+    core.node_count += 1
+    node_link(core, node, parent)
+    if parent and not (set_name(&core.nodes[node], name, size) and node_index(core, node)):
+        node_free_tree(core, node)
+        return 0
+    return node
+
+
+cdef bint node_is(Core *core, uint32_t node, uint32_t serial) noexcept nogil:
+    return core.nodes[node].serial == serial and core.nodes[node].root != NULL
+
+
+cdef void node_move(Core *core, uint32_t node, uint32_t parent, const char *name, size_t size) noexcept nogil:
+    """Give a node, with all that is below it, another place and name."""
+    node_unindex(core, node)
+    node_unlink(core, node)
+    node_link(core, node, parent)
+    core.nodes[node].flags |= NODE_MOVED
+    core.generation += 1
+    if not (set_name(&core.nodes[node], name, size) and node_index(core, node)):
+        node_free_tree(core, node)
+
+
+cdef void node_free_one(Core *core, uint32_t node) noexcept nogil:
+    cdef Node *it = &core.nodes[node]
+    node_unindex(core, node)
+    node_unlink(core, node)
+    wd_detach(core, node)
+    if it.root.top == node:
+        it.root.top = 0
+    if it.root.next_top == node:
+        it.root.next_top = 0
+    free(it.name)
+    it.name = NULL
+    it.root = NULL              # node_is() says no from here on
+    it.flags = 0
+    it.next_sibling = core.node_free
+    core.node_free = node
+    core.node_count -= 1
+
+
+cdef void node_free_tree(Core *core, uint32_t node) noexcept nogil:
+    cdef uint32_t at = node, parent
+    core.generation += 1
+    while True:
+        while core.nodes[at].first_child:
+            at = core.nodes[at].first_child
+        parent = core.nodes[at].parent
+        node_free_one(core, at)
+        if at == node:
+            return
+        at = parent
+
+
+cdef uint32_t node_next(Core *core, uint32_t top, uint32_t node) noexcept nogil:
+    """The node after ``node`` in a walk, parents first, through the tree below ``top``; 0 at the end."""
+    if core.nodes[node].first_child:
+        return core.nodes[node].first_child
+    while node != top:
+        if core.nodes[node].next_sibling:
+            return core.nodes[node].next_sibling
+        node = core.nodes[node].parent
+    return 0
+
+
+cdef uint32_t node_depth(Core *core, uint32_t node) noexcept nogil:
+    """1 for the subject path itself."""
+    cdef uint32_t depth = 0
+    while node:
+        depth += 1
+        node = core.nodes[node].parent
+    return depth
+
+
+cdef bint node_below(Core *core, uint32_t node, uint32_t ancestor) noexcept nogil:
+    while node and node != ancestor:
+        node = core.nodes[node].parent
+    return node != 0
+
+
+cdef void node_path(Core *core, uint32_t node, Buffer *out) noexcept nogil:
+    """Append the node's path as the container sees it, not sanitized."""
+    cdef Root *root = core.nodes[node].root
+    cdef size_t size = root.path_size
+    cdef uint32_t at = node
+    cdef char *end
+    while core.nodes[at].parent:
+        size += <size_t>core.nodes[at].name_size + 1
+        at = core.nodes[at].parent
+    if root.path_size == 1 and size > 1:
+        size -= 1               # the root directory brings its own slash
+    if not buffer_room(out, size):
+        return
+    end = out.data + out.size + size
+    at = node
+    while core.nodes[at].parent:
+        end -= core.nodes[at].name_size
+        memcpy(end, core.nodes[at].name, core.nodes[at].name_size)
+        end -= 1
+        end[0] = c'/'
+        at = core.nodes[at].parent
+    memcpy(out.data + out.size, root.path, root.path_size)
+    out.size += size
+
+
+cdef bint is_ignored(const Subscription *subscription, const char *name, size_t size) noexcept nogil:
+    cdef int i
+    for i in range(subscription.ignored_count):
+        if strlen(subscription.ignored[i]) == size and memcmp(subscription.ignored[i], name, size) == 0:
+            return True
+    return False

@@ -1,0 +1,3 @@
+# The walker thread.
+
+cdef void *walker(void *argument) noexcept nogil

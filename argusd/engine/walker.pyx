@@ -1,0 +1,323 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The walker thread: it brings the trees in line with the file system where the reader found something changed.
+
+The reader never asks a file system, which may not answer; this thread may wait. It pays for that with being behind:
+whatever it finds is checked against the events that were in the queue at that time (windows, retries, look-ups that are
+judged only when the mark behind them comes out of the queue).
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport realloc
+from libc.string cimport memset, strdup, strlen, strncmp
+
+from argusd.engine.core cimport (
+    ANCHORED,
+    Core,
+    Echo,
+    Job,
+    Name,
+    Root,
+    Subscription,
+    Swap,
+    WdEntry,
+    core_lock,
+    core_unlock,
+    fence_place,
+    wd_find,
+    wd_forget,
+)
+from argusd.engine.subject cimport look_up
+from argusd.engine.tree cimport node_is
+from argusd.engine.walk cimport (
+    ENTRIES,
+    Walk,
+    chain_push,
+    drain_stack,
+    expect_echoes,
+    finish,
+    list_directory,
+    node_open,
+    rescan_window,
+    step,
+    walk_enter,
+    walk_free,
+    walk_init,
+    walk_leave,
+)
+from argusd.includes.linux cimport (
+    DT_LNK,
+    DT_UNKNOWN,
+    O_CLOEXEC,
+    O_DIRECTORY,
+    O_NONBLOCK,
+    O_RDONLY,
+    SYS_getdents64,
+    close,
+    dirent64,
+    inotify_rm_watch,
+    openat,
+    readlinkat,
+    syscall,
+    usleep,
+)
+from argusd.includes.pthread cimport load_int, pthread_cond_wait, pthread_mutex_lock, pthread_mutex_unlock
+
+
+cdef enum:
+    PATH_SIZE = 4096
+    PACE = 64                       # directories listed again before the reader is waited for
+    REMOVALS = 64                   # watches removed while the lock is held
+
+
+cdef void do_job(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
+    """One directory that an event has named, and what turns out to be new below it."""
+    cdef Core *core = walk.core
+    cdef Subscription *subscription = NULL
+    core_lock(core)
+    if node_is(core, node, serial):
+        subscription = core.nodes[node].root.subscription
+        subscription.users += 1
+    core_unlock(core)
+    if subscription == NULL:
+        return
+    step(walk, node, serial)
+    drain_stack(walk)
+    finish(walk, node, serial)
+    walk_leave(walk)
+    core_lock(core)
+    subscription.users -= 1
+    core_unlock(core)
+
+
+cdef void do_root(Walk *walk, Root *root) noexcept nogil:
+    """A subject path whose way has changed, or whose tree missed events. Its subscription is held by the caller."""
+    cdef Core *core = walk.core
+    cdef uint32_t top, serial
+    cdef bint rescan
+    look_up(walk, root)
+    core_lock(core)
+    root.looking = False            # also when the container has ended
+    rescan = root.rescan
+    top = root.next_top if root.next_top else root.top
+    serial = core.nodes[top].serial
+    core_unlock(core)
+    if rescan:
+        if top and root.directory:
+            rescan_tree(walk, root, top, serial)
+        core_lock(core)
+        if root.rescan:
+            root.rescan = False
+            core.repairing -= 1
+            fence_place(core)       # the reader ends the repair when it comes by
+        core_unlock(core)
+    walk_leave(walk)
+    core_lock(core)
+    root.subscription.users -= 1
+    core_unlock(core)
+
+
+cdef void rescan_tree(Walk *walk, Root *root, uint32_t top, uint32_t serial) noexcept nogil:
+    """List every directory of a tree again. Paced by the reader, so that this feeds no further overflow."""
+    cdef Core *core = walk.core
+    cdef Job job
+    cdef int fd = node_open(walk, top, serial), wd = -1, count = 0
+    if fd < 0:
+        return
+    walk.rescan = True
+    core_lock(core)
+    if node_is(core, top, serial):
+        wd = core.nodes[top].wd
+        expect_echoes(walk, wd, -1, NULL)
+        rescan_window(core, top)
+    core_unlock(core)
+    chain_push(walk, top, serial, fd)
+    if wd >= 0:
+        list_directory(walk, top, serial, fd, wd)
+    while walk.stack_count and not load_int(&core.stopping):
+        walk.stack_count -= 1
+        job = walk.stack[walk.stack_count]
+        step(walk, job.node, job.serial)
+        count += 1
+        if count % PACE == 0:
+            wait_for_reader(core)
+    walk.stack_count = 0
+    walk.rescan = False
+
+
+cdef void wait_for_reader(Core *core) noexcept nogil:
+    """Until the reader has come by a mark that is put into the queue now."""
+    cdef uint64_t fence
+    cdef bint passed = False
+    core_lock(core)
+    fence = fence_place(core)
+    core_unlock(core)
+    while not passed and not load_int(&core.stopping):
+        usleep(200)
+        core_lock(core)
+        passed = core.fence_passed >= fence
+        core_unlock(core)
+
+
+cdef bint swap_add(Swap *swap, const char *name) noexcept nogil:
+    cdef Name *grown
+    if swap.count == swap.capacity:
+        grown = <Name *>realloc(swap.names, (swap.capacity * 2 + 8) * sizeof(Name))
+        if grown == NULL:
+            return False
+        swap.names = grown
+        swap.capacity = swap.capacity * 2 + 8
+    memset(&swap.names[swap.count], 0, sizeof(Name))
+    swap.names[swap.count].bytes = strdup(name)
+    if swap.names[swap.count].bytes == NULL:
+        return False
+    swap.names[swap.count].size = <unsigned char>strlen(name)
+    swap.count += 1
+    return True
+
+
+cdef void find_links(Walk *walk, int reading, Swap *swap, const char *entries, long size) noexcept nogil:
+    cdef char target[PATH_SIZE]
+    cdef const dirent64 *entry
+    cdef const char *end = entries + size
+    cdef ssize_t length
+    while entries < end:
+        entry = <const dirent64 *>entries
+        entries += entry.d_reclen
+        if entry.d_type != DT_LNK and entry.d_type != DT_UNKNOWN:
+            continue
+        length = readlinkat(reading, entry.d_name, target, sizeof(target))
+        if length > 7 and strncmp(target, b"..data/", 7) == 0:
+            swap_add(swap, entry.d_name)
+
+
+cdef void do_swap(Walk *walk, Swap *swap) noexcept nogil:
+    """List the links that go through ..data; the reader reports them. Its subscription is held by the caller."""
+    cdef Core *core = walk.core
+    cdef Root *root
+    cdef uint32_t parent
+    cdef long size
+    cdef int fd = -1, reading = -1
+    core_lock(core)
+    root = core.nodes[swap.node].root if node_is(core, swap.node, swap.serial) else NULL
+    core_unlock(core)
+    if root != NULL and walk_enter(walk, root) == 0:
+        fd = node_open(walk, swap.node, swap.serial)
+    if fd >= 0:
+        core_lock(core)
+        if node_is(core, swap.node, swap.serial) and core.nodes[swap.node].wd >= 0:
+            parent = core.nodes[swap.node].parent
+            expect_echoes(walk, core.nodes[swap.node].wd, core.nodes[parent].wd if parent else -1,
+                          core.nodes[swap.node].name)
+        core_unlock(core)
+        reading = openat(fd, b".", O_RDONLY | O_DIRECTORY | O_NONBLOCK | O_CLOEXEC)
+    while reading >= 0:
+        size = syscall(SYS_getdents64, reading, walk.entries, ENTRIES)
+        if size <= 0:
+            break
+        find_links(walk, reading, swap, walk.entries, size)
+    if reading >= 0:
+        close(reading)
+    if fd >= 0:
+        close(fd)
+    walk_leave(walk)
+    core_lock(core)
+    swap.fence = fence_place(core)
+    end_listing(walk, swap.fence)
+    core_unlock(core)
+
+
+cdef void end_listing(Walk *walk, uint64_t fence) noexcept nogil:
+    cdef Echo *echo = walk.core.echoes
+    while echo != NULL:
+        if echo.fence == 0 and echo.walk == walk:
+            echo.fence = fence
+        echo = echo.next
+
+
+cdef bint remove_watches(Core *core) noexcept nogil:
+    """Give some unused watches back to the kernel; a few at a time, since each leaves an event in the queue."""
+    cdef WdEntry *entry
+    cdef int count = 0
+    cdef int wd
+    while core.removal_count and count < REMOVALS:
+        core.removal_count -= 1
+        wd = core.removals[core.removal_count]
+        entry = wd_find(core, wd)
+        if entry != NULL and entry.first == 0 and not entry.mask & ANCHORED:     # not in use again meanwhile
+            wd_forget(core, wd)
+            inotify_rm_watch(core.inotify_fd, wd)
+        count += 1
+    return core.removal_count > 0
+
+
+cdef Swap *next_swap(Core *core) noexcept nogil:
+    cdef Swap *swap = core.swaps
+    while swap != NULL and swap.taken:
+        swap = swap.next
+    return swap
+
+
+cdef bint work_once(Walk *walk) noexcept nogil:
+    """Take and do one piece of work, called and left with the lock held. False when there was none."""
+    cdef Core *core = walk.core
+    cdef Job job
+    cdef Root *root
+    cdef Subscription *subscription
+    cdef Swap *swap
+    cdef bint more
+    if core.root_first != NULL:
+        root = core.root_first
+        core.root_first = root.next_queued
+        if core.root_first == NULL:
+            core.root_last = NULL
+        root.queued = False
+        root.looking = True
+        root.subscription.users += 1
+        pthread_mutex_unlock(&core.data)
+        do_root(walk, root)
+    elif core.job_count:
+        job = core.jobs[core.job_first]
+        core.job_first = (core.job_first + 1) % core.job_capacity
+        core.job_count -= 1
+        pthread_mutex_unlock(&core.data)
+        do_job(walk, job.node, job.serial)
+    elif next_swap(core) != NULL:
+        swap = next_swap(core)
+        swap.taken = True
+        subscription = NULL
+        if node_is(core, swap.node, swap.serial):
+            subscription = core.nodes[swap.node].root.subscription
+            subscription.users += 1
+        pthread_mutex_unlock(&core.data)
+        do_swap(walk, swap)
+        core_lock(core)
+        if subscription != NULL:
+            subscription.users -= 1
+        core_unlock(core)
+    elif core.removal_count:
+        more = remove_watches(core)
+        pthread_mutex_unlock(&core.data)
+        if more:
+            usleep(200)
+    else:
+        return False
+    pthread_mutex_lock(&core.data)
+    return True
+
+
+cdef void *walker(void *argument) noexcept nogil:
+    """The life of the walker thread: what the reader found changed, and watches that nobody uses any more."""
+    cdef Core *core = <Core *>argument
+    cdef Walk walk
+    cdef int error = walk_init(&walk, core)
+    pthread_mutex_lock(&core.data)
+    while not error and not core.stopping:
+        core.working += 1
+        while not core.stopping and work_once(&walk):
+            walk.error = 0
+        core.working -= 1
+        if not core.stopping:
+            pthread_cond_wait(&core.work, &core.data)
+    pthread_mutex_unlock(&core.data)
+    walk_free(&walk)
+    return NULL

@@ -1,0 +1,19 @@
+# What the reader and the walker have for each other, and for Python.
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from argusd.engine.core cimport Core, Root, Swap
+
+cdef void retry_push(Core *core, uint32_t node, bint gone) noexcept nogil
+cdef void job_push(Core *core, uint32_t node) noexcept nogil
+cdef void root_push(Core *core, Root *root) noexcept nogil
+cdef void root_unqueue(Core *core, Root *root) noexcept nogil
+cdef void root_unsettle(Core *core, Root *root) noexcept nogil
+cdef void root_settled(Core *core, Root *root) noexcept nogil
+cdef void swap_push(Core *core, uint32_t node) noexcept nogil
+cdef void swap_free(Core *core, Swap *swap) noexcept nogil
+cdef void notice_push(Core *core, int kind, int subscription, int error, long number, uint32_t node) noexcept nogil
+cdef void tell_python(Core *core) noexcept nogil
+cdef void recent_add(Core *core, uint64_t hashed) noexcept nogil
+cdef bint recent_has(Core *core, int wd, const char *name, size_t size) noexcept nogil
+cdef void core_free(Core *core) noexcept nogil

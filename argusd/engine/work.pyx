@@ -1,0 +1,271 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""What the reader asks of the walker, what waits for a mark to come out of the queue, and what Python is to be told."""
+
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
+
+from argusd._records cimport Buffer, buffer_free, buffer_room
+from argusd.engine.core cimport (
+    ATTEMPTS_MAX,
+    NODE_QUEUED,
+    Echo,
+    Job,
+    Limbo,
+    NoticeEntry,
+    Retry,
+    Window,
+    fence_place,
+    name_hash,
+)
+from argusd.engine.tree cimport node_free_tree, node_path
+from argusd.includes.linux cimport close, write
+from argusd.includes.pthread cimport pthread_cond_destroy, pthread_cond_signal, pthread_mutex_destroy, swap_int
+
+
+cdef enum:
+    NOTICES_MAX = 1000          # that wait for Python; more are not told
+
+
+cdef void retry_push(Core *core, uint32_t node, bint gone) noexcept nogil:
+    """Look at ``node`` again when the reader has handled every event that is in the queue now."""
+    cdef Retry *retry
+    if core.nodes[node].attempts == ATTEMPTS_MAX:
+        if core.nodes[node].wd < 0:
+            node_free_tree(core, node)
+        return
+    retry = <Retry *>calloc(1, sizeof(Retry))
+    if retry == NULL:
+        return
+    core.nodes[node].attempts += 1
+    retry.node = node
+    retry.serial = core.nodes[node].serial
+    retry.gone = gone
+    retry.fence = fence_place(core)
+    retry.next = core.retries
+    core.retries = retry
+
+
+cdef void job_push(Core *core, uint32_t node) noexcept nogil:
+    """Have the walker bring ``node`` in line with the file system: arm and list it, or check that it is there."""
+    cdef Job *grown
+    cdef uint32_t i
+    if core.nodes[node].flags & NODE_QUEUED:
+        return
+    if core.job_count == core.job_capacity:
+        grown = <Job *>malloc((core.job_capacity * 2 + 64) * sizeof(Job))
+        if grown == NULL:
+            return
+        for i in range(core.job_count):
+            grown[i] = core.jobs[(core.job_first + i) % core.job_capacity]
+        free(core.jobs)
+        core.jobs = grown
+        core.job_first = 0
+        core.job_capacity = core.job_capacity * 2 + 64
+    i = (core.job_first + core.job_count) % core.job_capacity
+    core.jobs[i].node = node
+    core.jobs[i].serial = core.nodes[node].serial
+    core.job_count += 1
+    core.nodes[node].flags |= NODE_QUEUED
+    pthread_cond_signal(&core.work)
+
+
+cdef void root_push(Core *core, Root *root) noexcept nogil:
+    """Have the walker look again what a subject path stands for."""
+    if root.queued:
+        return
+    root.queued = True
+    root.next_queued = NULL
+    if core.root_last != NULL:
+        core.root_last.next_queued = root
+    else:
+        core.root_first = root
+    core.root_last = root
+    pthread_cond_signal(&core.work)
+
+
+cdef void root_unqueue(Core *core, Root *root) noexcept nogil:
+    cdef Root **link = &core.root_first
+    cdef Root *before = NULL
+    if not root.queued:
+        return
+    while link[0] != root:
+        before = link[0]
+        link = &before.next_queued
+    link[0] = root.next_queued
+    if core.root_last == root:
+        core.root_last = before
+    root.queued = False
+
+
+cdef void root_unsettle(Core *core, Root *root) noexcept nogil:
+    """A look-up is done: what it means is known when the mark that is put into the queue now comes out of it."""
+    root.looking = False
+    root.fence = fence_place(core)
+    if not root.unsettled:
+        root.unsettled = True
+        root.next_unsettled = core.unsettled
+        core.unsettled = root
+
+
+cdef void root_settled(Core *core, Root *root) noexcept nogil:
+    cdef Root **link = &core.unsettled
+    root.fence = 0
+    if not root.unsettled:
+        return
+    while link[0] != root:
+        link = &link[0].next_unsettled
+    link[0] = root.next_unsettled
+    root.unsettled = False
+
+
+cdef void swap_push(Core *core, uint32_t node) noexcept nogil:
+    """Have the walker find the links through ..data in a directory where that was swapped."""
+    cdef Swap *swap = <Swap *>calloc(1, sizeof(Swap))
+    cdef Swap **end = &core.swaps
+    if swap == NULL:
+        return
+    swap.node = node
+    swap.serial = core.nodes[node].serial
+    while end[0] != NULL:
+        end = &end[0].next
+    end[0] = swap
+    pthread_cond_signal(&core.work)
+
+
+cdef void swap_free(Core *core, Swap *swap) noexcept nogil:
+    cdef Swap **link = &core.swaps
+    cdef uint32_t i
+    while link[0] != swap:
+        link = &link[0].next
+    link[0] = swap.next
+    for i in range(swap.count):
+        free(swap.names[i].bytes)
+    free(swap.names)
+    free(swap)
+
+
+cdef void notice_push(Core *core, int kind, int subscription, int error, long number, uint32_t node) noexcept nogil:
+    cdef NoticeEntry *notice
+    cdef NoticeEntry **end = &core.notices
+    cdef Buffer path
+    if core.notice_count >= NOTICES_MAX:
+        return
+    notice = <NoticeEntry *>calloc(1, sizeof(NoticeEntry))
+    if notice == NULL:
+        return
+    notice.kind = kind
+    notice.subscription = subscription
+    notice.error = error
+    notice.number = number
+    if node:
+        memset(&path, 0, sizeof(path))
+        node_path(core, node, &path)
+        if buffer_room(&path, 1):
+            path.data[path.size] = 0
+            notice.path = path.data
+        else:
+            buffer_free(&path)
+    while end[0] != NULL:
+        end = &end[0].next
+    end[0] = notice
+    core.notice_count += 1
+    tell_python(core)
+
+
+cdef void tell_python(Core *core) noexcept nogil:
+    """Wake the event loop, once until it has acknowledged."""
+    cdef unsigned long long one = 1
+    if swap_int(&core.told, 1) == 0:
+        write(core.told_fd, &one, sizeof(one))
+
+
+cdef void recent_add(Core *core, uint64_t hashed) noexcept nogil:
+    cdef uint64_t *old
+    cdef uint32_t i, at, old_capacity = core.recent_capacity
+    if core.recent_count * 2 >= old_capacity:
+        old = core.recent
+        core.recent_capacity = old_capacity * 2 if old_capacity else 4096
+        core.recent = <uint64_t *>calloc(core.recent_capacity, sizeof(uint64_t))
+        if core.recent == NULL:
+            core.recent = old
+            core.recent_capacity = old_capacity
+            return
+        for i in range(old_capacity):
+            if old[i]:
+                at = <uint32_t>(old[i] >> 1) & (core.recent_capacity - 1)
+                while core.recent[at]:
+                    at = (at + 1) & (core.recent_capacity - 1)
+                core.recent[at] = old[i]
+        free(old)
+    at = <uint32_t>(hashed >> 1) & (core.recent_capacity - 1)
+    while core.recent[at] and core.recent[at] != hashed:
+        at = (at + 1) & (core.recent_capacity - 1)
+    if core.recent[at] == 0:
+        core.recent[at] = hashed
+        core.recent_count += 1
+
+
+cdef bint recent_has(Core *core, int wd, const char *name, size_t size) noexcept nogil:
+    cdef uint64_t hashed = name_hash(core, <uint32_t>wd, name, size) | 1
+    cdef uint32_t at
+    if core.recent_count == 0:
+        return False
+    at = <uint32_t>(hashed >> 1) & (core.recent_capacity - 1)
+    while core.recent[at] and core.recent[at] != hashed:
+        at = (at + 1) & (core.recent_capacity - 1)
+    return core.recent[at] != 0
+
+
+cdef void core_free(Core *core) noexcept nogil:
+    """Give everything back. No thread may use the core any more; subscriptions are the engine's to free."""
+    cdef uint32_t i
+    cdef Window *window
+    cdef Echo *echo
+    cdef Limbo *limbo
+    cdef Retry *retry
+    cdef NoticeEntry *notice
+    for i in range(1, core.node_end):
+        free(core.nodes[i].name)
+    while core.windows != NULL:
+        window = core.windows
+        core.windows = window.next
+        for i in range(window.count):
+            free(window.names[i].bytes)
+        free(window.names)
+        free(window.index)
+        free(window)
+    while core.echoes != NULL:
+        echo = core.echoes
+        core.echoes = echo.next
+        free(echo.name)
+        free(echo)
+    while core.limbo != NULL:
+        limbo = core.limbo
+        core.limbo = limbo.next
+        buffer_free(&limbo.deferred)
+        free(limbo)
+    while core.retries != NULL:
+        retry = core.retries
+        core.retries = retry.next
+        free(retry)
+    while core.notices != NULL:
+        notice = core.notices
+        core.notices = notice.next
+        free(notice.path)
+        free(notice)
+    while core.swaps != NULL:
+        swap_free(core, core.swaps)
+    free(core.anchors)
+    free(core.recent)
+    free(core.nodes)
+    free(core.names)
+    free(core.wds)
+    free(core.jobs)
+    free(core.removals)
+    close(core.inotify_fd)
+    close(core.fence_fd)
+    close(core.told_fd)
+    pthread_mutex_destroy(&core.data)
+    pthread_mutex_destroy(&core.next)
+    pthread_mutex_destroy(&core.low)
+    pthread_cond_destroy(&core.work)
