@@ -11,6 +11,7 @@ A line without indent is a title. A step is reported as what stands behind ``->`
 on lines of their own that begin with ``->``. ``~>`` instead means: in any order. A step without an arrow reports
 nothing. Operations with a ``;`` between them follow each other at once.
 ``/`` is the root of a process that is chrooted into a folder of the test; ``/d`` and ``/e`` are there from the start.
+``repoint TARGET LINK`` makes a new link beside the old one and renames it over it, as ``ln -sfn`` does.
 In names ``\xNN`` is a byte, and ``<255>`` a name of 255 letters.
 
 ``watch PATH… [recursive] [onlyDir] [followMove] [maxDepth=N] [ignore=NAME,…] [as=LABEL] EVENT…`` reports each path that
@@ -127,6 +128,7 @@ class World:
             "exchange": lambda one, other: exchange(self.path(one), self.path(other)),
             "link": lambda old, new: self.path(new).hardlink_to(self.path(old)),
             "symlink": lambda target, link: self.path(link).symlink_to(target),
+            "repoint": self._repoint,
             "copytree": self._copytree,
             "listdir": self._listdir,
             "chmod": lambda mode, path: self.path(path).chmod(int(mode, 8)),
@@ -154,6 +156,11 @@ class World:
 
     def _rename(self, old: str, new: str) -> None:
         self.path(old).rename(self.path(new))
+
+    def _repoint(self, target: str, link: str) -> None:
+        temporary = self.path(link + ".tmp")
+        temporary.symlink_to(target)
+        temporary.rename(self.path(link))
 
     def _copytree(self, old: str, new: str) -> None:
         shutil.copytree(self.path(old), self.path(new))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -576,13 +575,6 @@ new directories do not keep a file system busy
 """
 
 STORIES = parse(RECURSION + NEW_DIRECTORIES + MOVES + LIMITS + LINKS + MANY + MOUNTS)
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    stage = Stage(tmp_path)
-    yield stage
-    stage.close()
 
 
 @pytest.mark.parametrize("story", STORIES, ids=lambda story: story.title.replace(" ", "_"))
