@@ -102,7 +102,7 @@ def _with_line(steps: tuple[Step, ...], number: int, line: str) -> tuple[Step, .
     if not steps or not reports:
         raise ValueError(f"line {number}: neither a step nor a report of one: {line!r}")
     last = steps[-1]
-    return (*steps[:-1], Step(last.line, last.words, last.reports + reports, last.ordered))
+    return (*steps[:-1], Step(last.line, last.words, last.reports + reports, last.ordered and match[2] != "~"))
 
 
 def raw(name: str) -> bytes:
@@ -126,6 +126,7 @@ class World:
             "unlink": lambda path: self.path(path).unlink(),
             "rename": self._rename,
             "exchange": lambda one, other: exchange(self.path(one), self.path(other)),
+            "mv": self._mv,
             "link": lambda old, new: self.path(new).hardlink_to(self.path(old)),
             "symlink": lambda target, link: self.path(link).symlink_to(target),
             "repoint": self._repoint,
@@ -161,6 +162,9 @@ class World:
         temporary = self.path(link + ".tmp")
         temporary.symlink_to(target)
         temporary.rename(self.path(link))
+
+    def _mv(self, old: str, new: str) -> None:
+        shutil.move(self.path(old), self.path(new))
 
     def _copytree(self, old: str, new: str) -> None:
         shutil.copytree(self.path(old), self.path(new))
@@ -331,7 +335,7 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         """Make a world in ``folder``."""
         for name in ("root/d", "root/e", "sentinels"):
-            (folder / name).mkdir(parents=True)
+            (folder / name).mkdir(parents=True, exist_ok=True)
         self.world = World(folder / "root")
         self.container = Container(folder / "root")
         self.watching = Watching(folder / "sentinels", self.container.pid, self.container.pidfd)
