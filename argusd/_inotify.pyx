@@ -114,10 +114,13 @@ cdef void subscription_free(Subscription *subscription) noexcept nogil:
     cdef int i
     for i in range(subscription.root_count):
         free(subscription.roots[i].path)
+        buffer_free(&subscription.roots[i].real)
         buffer_free(&subscription.roots[i].triggers)
         buffer_free(&subscription.roots[i].held)
         if subscription.roots[i].follow_fd >= 0:
             close(subscription.roots[i].follow_fd)
+        if subscription.roots[i].next_follow_fd >= 0:
+            close(subscription.roots[i].next_follow_fd)
     free(subscription.roots)
     for i in range(subscription.ignored_count):
         free(subscription.ignored[i])
@@ -257,6 +260,7 @@ cdef class Engine:
             link = &link[0].next
         link[0] = place.next
         close(place.pidfd)
+        free(place.mounts)
         free(place)
 
     cdef Subscription *find(self, int number) noexcept nogil:
@@ -524,6 +528,7 @@ cdef Root *new_roots(Subscription *subscription, paths) except NULL:
         roots[subscription.root_count].path = strdup(text)
         roots[subscription.root_count].path_size = <size_t>len(text)
         roots[subscription.root_count].follow_fd = -1
+        roots[subscription.root_count].next_follow_fd = -1
         subscription.root_count += 1
     return roots
 

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t
 
 from argusd._records cimport Buffer
-from argusd.engine.core cimport Core, Limbo, Window
+from argusd.engine.core cimport Core, Limbo, Root, Window
 from argusd.engine.report cimport Reader
 from argusd.includes.linux cimport inotify_event
 
@@ -15,5 +15,6 @@ cdef void remember(Reader *reader, int wd, const char *name, size_t size) noexce
 cdef void window_settle(Reader *reader, Window *window) noexcept nogil
 cdef void limbo_free(Core *core, Limbo *limbo) noexcept nogil
 cdef void hold(Core *core, Buffer *events, uint32_t node, const inotify_event *event) noexcept nogil
+cdef bint follow(Reader *reader, Root *root) noexcept nogil
 cdef void end_node(Core *core, uint32_t node) noexcept nogil
 cdef void node_event(Reader *reader, uint32_t node, const inotify_event *event) noexcept nogil

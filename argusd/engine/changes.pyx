@@ -58,6 +58,7 @@ from argusd.includes.linux cimport (
     IN_MOVE_SELF,
     IN_UNMOUNT,
     close,
+    memmem,
     readlink,
 )
 
@@ -305,8 +306,8 @@ cdef void replay(Reader *reader, const Buffer *deferred) noexcept nogil:
             node_event(reader, held.node, event)
 
 
-cdef void follow(Reader *reader, Root *root) noexcept nogil:
-    """A followMove subject was moved: its descriptor knows the new path."""
+cdef bint follow(Reader *reader, Root *root) noexcept nogil:
+    """Give a followMove subject the path that its descriptor has now; False when that is the one it had."""
     cdef char link[40]
     cdef char target[4096]
     cdef char top[4096]
@@ -314,27 +315,33 @@ cdef void follow(Reader *reader, Root *root) noexcept nogil:
     cdef int fd = place_open(root.subscription.place.pid, root.subscription.place.pidfd)
     cdef char *path
     if fd < 0:
-        return
+        return False
     snprintf(link, sizeof(link), b"/proc/self/fd/%d", fd)
     top_size = readlink(link, top, sizeof(top))
     close(fd)
     snprintf(link, sizeof(link), b"/proc/self/fd/%d", root.follow_fd)
     size = readlink(link, target, sizeof(target))
     if size <= 0 or top_size <= 0 or target[0] != c'/':
-        return
+        return False
     if top_size == 1:
         top_size = 0
     if size <= top_size or strncmp(target, top, <size_t>top_size) != 0 or target[top_size] != c'/':
-        return                              # outside of the container's root: keep the last path inside
-    path = <char *>malloc(<size_t>(size - top_size) + 1)
+        return False                        # outside of the container's root: keep the last path inside
+    if memmem(target, <size_t>size, b" (deleted)", 10) != NULL:
+        return False
+    size -= top_size
+    if <size_t>size == root.path_size and memcmp(target + top_size, root.path, <size_t>size) == 0:
+        return False
+    path = <char *>malloc(<size_t>size + 1)
     if path == NULL:
-        return
-    memcpy(path, target + top_size, <size_t>(size - top_size))
-    path[size - top_size] = 0
+        return False
+    memcpy(path, target + top_size, <size_t>size)
+    path[size] = 0
     free(root.path)
     root.path = path
-    root.path_size = <size_t>(size - top_size)
+    root.path_size = <size_t>size
     reader.core.generation += 1
+    return True
 
 
 cdef void move_self(Reader *reader, uint32_t node, const inotify_event *event) noexcept nogil:
@@ -344,10 +351,9 @@ cdef void move_self(Reader *reader, uint32_t node, const inotify_event *event) n
     cdef Limbo *limbo
     if core.nodes[node].parent == 0:
         report(reader, node, event, 0)
-        if root.subscription.follow_move:
+        if root.follow_fd >= 0:
             follow(reader, root)
-        else:
-            root_push(core, root)           # see what is at the path now
+        root_push(core, root)               # see what is at the path now
         return
     limbo = limbo_of(core, node)
     if limbo != NULL and limbo.node == node:

@@ -67,8 +67,10 @@ cdef struct Root:
     uint32_t top                # 0 when the path stands for nothing
     uint32_t next_top           # what it was found to stand for, until everything before that has been reported
     int follow_fd               # O_PATH descriptor of a followMove subject, else -1
+    int next_follow_fd          # of next_top
     int error                   # errno that kept it from being armed, else 0
     Anchor *anchors
+    Buffer real                 # the path without links, as it was when last looked up
     uint32_t round
     bint queued                 # a look-up is to be done
     bint looking                # and one is being done
@@ -76,6 +78,7 @@ cdef struct Root:
     bint rescan                 # with everything below: events were lost
     bint unsure                 # a step of the look-up has changed: what comes now is held back
     bint unmounted              # the file system of the file is about to go
+    bint away                   # the file is known to live at another place, and may come back
     bint moved                  # and so that the old file, if it lives, is somewhere else
     uint64_t fence              # behind the last look-up, 0 when that is settled
     bint unsettled              # is in Core.unsettled
@@ -98,6 +101,9 @@ cdef struct Place:
     int pid
     int pidfd
     int users
+    char *mounts                # /proc/PID/mountinfo when it was last looked at
+    size_t mounts_size
+    uint64_t round              # of the last look
     Place *next
 
 cdef struct Counter:

@@ -248,7 +248,7 @@ cdef void handle(Reader *reader, const inotify_event *event) noexcept nogil:
     if entry == NULL:                       # nobody's any more
         return
     if entry.mask & ANCHORED and event.len and event.mask & (IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO):
-        anchored(core, event, strlen(event.name))
+        anchored(reader, event, strlen(event.name))
     if event.len and event.mask & (IN_CREATE | IN_MOVED_TO):
         remember(reader, event.wd, event.name, strlen(event.name))
     if event.mask & IN_IGNORED:

@@ -11,7 +11,7 @@ from libc.string cimport memcmp, memset
 
 from argusd._records cimport Buffer, buffer_add, buffer_free
 from argusd.engine.anchors cimport anchor_first
-from argusd.engine.changes cimport Held, end_node, node_event
+from argusd.engine.changes cimport Held, end_node, follow, node_event
 from argusd.engine.core cimport NODE_DEPARTED, TRIGGER_DIRECTORY, TRIGGER_LAST, TRIGGER_MOVED, TRIGGER_OVER, Anchor
 from argusd.engine.opening cimport same_file
 from argusd.engine.report cimport emit_subject
@@ -26,22 +26,52 @@ from argusd.includes.linux cimport (
     IN_MODIFY,
     IN_MOVED_FROM,
     IN_MOVED_TO,
+    AT_EMPTY_PATH,
+    AT_STATX_DONT_SYNC,
+    STATX_NLINK,
+    close,
+    statx,
+    statx_t,
 )
 
 
-cdef void anchored(Core *core, const inotify_event *event, size_t size) noexcept nogil:
+cdef void anchored(Reader *reader, const inotify_event *event, size_t size) noexcept nogil:
     """Something happened in a directory that subject paths go through."""
-    cdef Anchor *anchor = anchor_first(core, event.wd)
+    cdef Anchor *anchor = anchor_first(reader.core, event.wd)
     while anchor != NULL:
         if anchor.wd == event.wd and anchor.name_size == size and memcmp(anchor.name, event.name, size) == 0:
-            trigger(core, anchor, event)
+            trigger(reader, anchor, event)
         anchor = anchor.next_on_wd
 
 
-cdef void trigger(Core *core, Anchor *anchor, const inotify_event *event) noexcept nogil:
+cdef bint followed(Reader *reader, Anchor *anchor, const inotify_event *event) noexcept nogil:
+    """For a followMove subject: did it only move? Then there is nothing more to do.
+
+    Its descriptor keeps a deleted file alive: that is let go here, so that the kernel can tell its end.
+    """
+    cdef Root *root = anchor.root
+    cdef statx_t status
+    if root.follow_fd < 0:
+        return False
+    if event.mask & IN_MOVED_FROM and anchor.last:
+        return True                         # its own IN_MOVE_SELF is next, reported under the old path
+    if event.mask & IN_MOVED_FROM and follow(reader, root):
+        root_push(reader.core, root)        # for the anchors of the new path
+        return True
+    if statx(root.follow_fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_NLINK, &status) == 0 and (
+            status.stx_nlink == 0):
+        close(root.follow_fd)
+        root.follow_fd = -1
+    return False
+
+
+cdef void trigger(Reader *reader, Anchor *anchor, const inotify_event *event) noexcept nogil:
     """A step of a subject path has changed: look again, and hold back what comes until that is done."""
+    cdef Core *core = reader.core
     cdef Root *root = anchor.root
     cdef char kind = 0
+    if followed(reader, anchor, event):
+        return
     if event.mask & (IN_CREATE | IN_MOVED_TO):
         kind = ((TRIGGER_LAST if anchor.last else 0) | (TRIGGER_MOVED if event.mask & IN_MOVED_TO else 0)
                 | (TRIGGER_DIRECTORY if event.mask & IN_ISDIR else 0) | (TRIGGER_OVER if anchor.present else 0))
@@ -83,17 +113,19 @@ cdef void replay_root(Reader *reader, const Buffer *events, uint32_t top, uint32
 cdef void tell_arrivals(Reader *reader, Root *root, const Buffer *triggers, bint known, bint other) noexcept nogil:
     """Report that the path came to stand for another file, once for each time that the kernel told so.
 
-    ``other``: it stands for another file than before. Otherwise only what was put over something else counts.
+    ``other``: it stands for another file than before. Otherwise it counts only when things were put over one another
+    more than once: it stood for another file in between.
     """
     cdef size_t i
-    cdef int told = 0
+    cdef int told = 0, over = 0
     cdef char kind
     cdef bint last = False
     for i in range(triggers.size):
         last = last or triggers.data[i] & TRIGGER_LAST
+        over += 1 if triggers.data[i] & TRIGGER_OVER else 0
     for i in range(triggers.size):
         kind = triggers.data[i]
-        if not other and not kind & TRIGGER_OVER:
+        if not other and (over < 2 or not kind & TRIGGER_OVER):
             continue
         if kind & TRIGGER_LAST:
             emit_subject(reader, root, IN_MOVED_TO if kind & TRIGGER_MOVED else IN_CREATE)
@@ -110,9 +142,12 @@ cdef void tell_arrivals(Reader *reader, Root *root, const Buffer *triggers, bint
 cdef void tell_passage(Reader *reader, Root *root, const Buffer *triggers) noexcept nogil:
     """The path stands for nothing now, but files were created there and are gone again: report those."""
     cdef size_t i
+    cdef bint directory
     for i in range(triggers.size):
-        if triggers.data[i] & TRIGGER_LAST and not triggers.data[i] & TRIGGER_MOVED:
-            root.directory = (triggers.data[i] & TRIGGER_DIRECTORY) != 0
+        directory = (triggers.data[i] & TRIGGER_DIRECTORY) != 0
+        if (triggers.data[i] & TRIGGER_LAST and not triggers.data[i] & TRIGGER_MOVED
+                and (directory or not root.subscription.only_dir)):
+            root.directory = directory
             emit_subject(reader, root, IN_CREATE)
             emit_subject(reader, root, IN_MODIFY)
 
@@ -135,7 +170,7 @@ cdef void judge(Reader *reader, Root *root) noexcept nogil:
     cdef Core *core = reader.core
     cdef uint32_t top = root.top, next_top = root.next_top
     cdef Buffer held = root.held, triggers = root.triggers
-    cdef bint known, other
+    cdef bint known = root.known.valid, other       # before the file's own end is handled
     cdef uint32_t all_events = 0xFFFFFFFF
     root_settled(core, root)
     memset(&root.held, 0, sizeof(Buffer))
@@ -147,17 +182,22 @@ cdef void judge(Reader *reader, Root *root) noexcept nogil:
     if not root.found.valid:
         if top:
             depart(reader, root, &held, top)
-            root.known.valid = root.known.valid and root.moved
+        root.away = root.known.valid and (root.away or root.moved)
+        root.known.valid = root.away
         tell_passage(reader, root, &triggers)
     else:
-        known = root.known.valid
         other = not same_file(&root.known, &root.found)
         if next_top:
             if top:
                 depart(reader, root, &held, top)
             root.top = next_top
             root.next_top = 0
+            if root.follow_fd >= 0:
+                close(root.follow_fd)
+            root.follow_fd = root.next_follow_fd
+            root.next_follow_fd = -1
         root.known = root.found
+        root.away = False
         tell_arrivals(reader, root, &triggers, known, other)
         replay_root(reader, &held, next_top, all_events)
     root.moved = False

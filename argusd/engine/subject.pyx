@@ -262,6 +262,13 @@ cdef bint is_transient(int error) noexcept nogil:
     return error == EMFILE or error == ENFILE or error == ENOMEM or error == ENOSPC
 
 
+cdef void hold_followed(Root *root, int fd, bint initial) noexcept nogil:
+    cdef int *place = &root.follow_fd if initial else &root.next_follow_fd
+    if place[0] >= 0:
+        close(place[0])
+    place[0] = fd
+
+
 cdef uint32_t arm_found(Walk *walk, Root *root, Search *search, int *error) noexcept nogil:
     """Watch what the path stands for. With the lock held; the new node, or 0 when it is the one watched already."""
     cdef Core *core = walk.core
@@ -294,8 +301,8 @@ cdef uint32_t arm_found(Walk *walk, Root *root, Search *search, int *error) noex
             core.nodes[node].flags |= NODE_CREATED
             if search.directory:
                 window_open(core, node)
-    if root.subscription.follow_move and root.follow_fd < 0:
-        root.follow_fd = fcntl(search.fd, F_DUPFD_CLOEXEC, 0)
+    if root.subscription.follow_move:
+        hold_followed(root, fcntl(search.fd, F_DUPFD_CLOEXEC, 0), walk.initial)
     if search.directory:
         root.subscription.directories += 1
     if search.directory and (tree or not walk.initial):
@@ -313,13 +320,15 @@ cdef uint32_t take_result(Walk *walk, Root *root, Search *search, int *error) no
     memset(&root.found, 0, sizeof(Identity))
     if not error[0]:
         root.directory = search.directory
+        root.real.size = 0
+        buffer_add(&root.real, search.real.data, search.real.size)
         identify(search.fd, &root.found)
         node = arm_found(walk, root, search, error)
     elif root.next_top:
         node_free_tree(core, root.next_top)
     if walk.initial:
         root.known = root.found
-    anchors_drop(core, root, root.subscription.follow_move and root.found.valid)
+    anchors_drop(core, root, False)
     return node
 
 

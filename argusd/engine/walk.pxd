@@ -24,6 +24,7 @@ cdef struct Walk:
     char *entries
     Buffer path
     Buffer top_path
+    Buffer mounts
     int error                       # ENOSPC or ENOMEM: the kernel has no more watches to give
     bint initial                    # the first walk of a subscription: errors are the caller's to tell
     bint rescan                     # directories that are watched already are listed again

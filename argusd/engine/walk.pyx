@@ -155,6 +155,7 @@ cdef void walk_free(Walk *walk) noexcept nogil:
     free(walk.entries)
     buffer_free(&walk.path)
     buffer_free(&walk.top_path)
+    buffer_free(&walk.mounts)
 
 
 cdef int walk_enter(Walk *walk, Root *root) noexcept nogil:

@@ -9,6 +9,7 @@ judged only when the mark behind them comes out of the queue).
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport realloc
 from libc.string cimport memset, strdup, strlen, strncmp
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
 from argusd.engine.core cimport (
     ANCHORED,
@@ -26,6 +27,7 @@ from argusd.engine.core cimport (
     wd_find,
     wd_forget,
 )
+from argusd.engine.mounts cimport mounts_check
 from argusd.engine.subject cimport look_up
 from argusd.engine.tree cimport node_is
 from argusd.engine.walk cimport (
@@ -60,10 +62,17 @@ from argusd.includes.linux cimport (
     syscall,
     usleep,
 )
-from argusd.includes.pthread cimport load_int, pthread_cond_wait, pthread_mutex_lock, pthread_mutex_unlock
+from argusd.includes.pthread cimport (
+    load_int,
+    pthread_cond_timedwait,
+    pthread_cond_wait,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
 
 
 cdef enum:
+    MOUNTS_EVERY_NS = 1000000000    # between two looks at the mounts of all containers, at the least
     PATH_SIZE = 4096
     PACE = 64                       # directories listed again before the reader is waited for
     REMOVALS = 64                   # watches removed while the lock is held
@@ -305,10 +314,40 @@ cdef bint work_once(Walk *walk) noexcept nogil:
     return True
 
 
+cdef long long monotonic_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <long long>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef long long check_mounts(Walk *walk, unsigned long long round) noexcept nogil:
+    """Look for mounts that came or went; returns when to do so again, so that it never costs much."""
+    cdef long long begin = monotonic_ns(), end
+    mounts_check(walk, round)
+    end = monotonic_ns()
+    return end + max(<long long>MOUNTS_EVERY_NS, (end - begin) * 1000)
+
+
+cdef void wait_for_work(Core *core, long long until_ns) noexcept nogil:
+    """Sleep until there is work or time is up, called and left with the lock held; for ever when nothing is watched."""
+    cdef timespec when
+    cdef long long left
+    if core.subscriptions == NULL:
+        pthread_cond_wait(&core.work, &core.data)
+        return
+    left = max(<long long>0, until_ns - monotonic_ns())
+    clock_gettime(CLOCK_REALTIME, &when)
+    when.tv_sec += (when.tv_nsec + left) // 1000000000
+    when.tv_nsec = (when.tv_nsec + left) % 1000000000
+    pthread_cond_timedwait(&core.work, &core.data, &when)
+
+
 cdef void *walker(void *argument) noexcept nogil:
-    """The life of the walker thread: what the reader found changed, and watches that nobody uses any more."""
+    """The life of the walker thread: what the reader found changed, mounts, and watches that nobody uses any more."""
     cdef Core *core = <Core *>argument
     cdef Walk walk
+    cdef unsigned long long round = 0
+    cdef long long mounts_ns = 0
     cdef int error = walk_init(&walk, core)
     pthread_mutex_lock(&core.data)
     while not error and not core.stopping:
@@ -316,8 +355,15 @@ cdef void *walker(void *argument) noexcept nogil:
         while not core.stopping and work_once(&walk):
             walk.error = 0
         core.working -= 1
-        if not core.stopping:
-            pthread_cond_wait(&core.work, &core.data)
+        if core.stopping:
+            break
+        if core.subscriptions != NULL and monotonic_ns() >= mounts_ns:
+            round += 1
+            pthread_mutex_unlock(&core.data)
+            mounts_ns = check_mounts(&walk, round)
+            pthread_mutex_lock(&core.data)
+        else:
+            wait_for_work(core, mounts_ns)
     pthread_mutex_unlock(&core.data)
     walk_free(&walk)
     return NULL

@@ -80,13 +80,14 @@ cdef extern from "<sys/stat.h>" nogil:
         unsigned int tv_nsec
     cdef struct statx_t "statx":
         unsigned int stx_mask
+        unsigned int stx_nlink
         unsigned short stx_mode
         unsigned long long stx_ino
         unsigned int stx_dev_major
         unsigned int stx_dev_minor
         statx_timestamp stx_btime
-    unsigned int STATX_TYPE, STATX_INO, STATX_BTIME
-    int AT_EMPTY_PATH
+    unsigned int STATX_TYPE, STATX_INO, STATX_BTIME, STATX_NLINK
+    int AT_EMPTY_PATH, AT_STATX_DONT_SYNC
     int statx(int dirfd, const char *path, int flags, unsigned int mask, statx_t *status)
     ssize_t readlinkat(int dirfd, const char *path, char *buffer, size_t size)
 
@@ -121,6 +122,9 @@ cdef extern from * nogil:
         unsigned short d_reclen
         unsigned char d_type
         char d_name[0]
+
+cdef extern from "<string.h>" nogil:
+    void *memmem(const void *haystack, size_t size, const void *needle, size_t needle_size)
 
 cdef extern from "<time.h>" nogil:
     int CLOCK_REALTIME_COARSE       # the clock that file systems take times from
