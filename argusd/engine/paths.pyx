@@ -176,9 +176,11 @@ cdef void judge(Reader *reader, Root *root) noexcept nogil:
     memset(&root.held, 0, sizeof(Buffer))
     memset(&root.triggers, 0, sizeof(Buffer))
     root.unsure = False
-    if top and (core.nodes[top].wd < 0 or (root.found.valid and not next_top)):
+    if top and core.nodes[top].wd < 0 and root.moved:
+        end_node(core, top)                             # what happened to it happened at another place
+    elif top and (core.nodes[top].wd < 0 or (root.found.valid and not next_top)):
         replay_root(reader, &held, top, all_events)     # its own file: here still, or until its end
-        top = root.top
+    top = root.top
     if not root.found.valid:
         if top:
             depart(reader, root, &held, top)
