@@ -34,7 +34,7 @@ cdef struct Node:
     int wd                      # -1 when not armed
     unsigned short flags
     unsigned char name_size     # a file name has at most 255 bytes
-    unsigned char attempts      # to reach it in vain, since it was last armed
+    unsigned char attempts      # to reach it, since it was last found
     char *name
     Root *root
 
@@ -202,6 +202,7 @@ cdef struct Retry:
     uint32_t serial
     uint64_t fence
     bint gone                   # its name was not there
+    unsigned char attempt       # which attempt that was
     Retry *next
 
 cdef struct NoticeEntry:

@@ -163,7 +163,7 @@ cdef void settle(Reader *reader) noexcept nogil:
             link = &retry.next
             continue
         link[0] = retry.next
-        if node_is(core, retry.node, retry.serial):
+        if node_is(core, retry.node, retry.serial) and retry.attempt == core.nodes[retry.node].attempts:
             if retry.gone and core.nodes[retry.node].wd < 0 and not core.nodes[retry.node].flags & (
                     NODE_MOVED | NODE_LIMBO | NODE_DISPLACED):
                 node_free_tree(core, retry.node)

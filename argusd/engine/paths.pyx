@@ -188,7 +188,7 @@ cdef void judge(Reader *reader, Root *root) noexcept nogil:
         root.known.valid = root.away
         tell_passage(reader, root, &triggers)
     else:
-        other = not same_file(&root.known, &root.found)
+        other = next_top != 0 and not same_file(&root.known, &root.found)   # else the watch itself says: the same
         if next_top:
             if top:
                 depart(reader, root, &held, top)

@@ -562,6 +562,8 @@ cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     if parent == 0 or core.nodes[node].flags & (NODE_LIMBO | NODE_DISPLACED):
         core_unlock(core)
         return
+    if core.nodes[node].attempts < 255:
+        core.nodes[node].attempts += 1
     parent_serial = core.nodes[parent].serial
     memcpy(name, core.nodes[node].name, <size_t>core.nodes[node].name_size + 1)
     core_unlock(core)

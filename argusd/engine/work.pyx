@@ -29,17 +29,17 @@ cdef enum:
 cdef void retry_push(Core *core, uint32_t node, bint gone) noexcept nogil:
     """Look at ``node`` again when the reader has handled every event that is in the queue now."""
     cdef Retry *retry
-    if core.nodes[node].attempts == ATTEMPTS_MAX:
+    if core.nodes[node].attempts >= ATTEMPTS_MAX:
         if core.nodes[node].wd < 0:
             node_free_tree(core, node)
         return
     retry = <Retry *>calloc(1, sizeof(Retry))
     if retry == NULL:
         return
-    core.nodes[node].attempts += 1
     retry.node = node
     retry.serial = core.nodes[node].serial
     retry.gone = gone
+    retry.attempt = core.nodes[node].attempts
     retry.fence = fence_place(core)
     retry.next = core.retries
     core.retries = retry
