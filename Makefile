@@ -29,6 +29,12 @@ test: native ## run all tests: real kernel, real gRPC, real container runtimes (
 	@packaging/debian-packages.sh test
 	@$(VENV)/bin/pytest tests
 
+DURATION_S ?= 600
+
+.PHONY: soak
+soak: native ## random operations by 4 processes, every report judged: make soak DURATION_S=600
+	@$(PY) -m tests.soak.soak --duration-s $(DURATION_S)
+
 .PHONY: build
 build: dist/argusd ## make dist/argusd, one file that runs on any Linux of this architecture
 

@@ -1,0 +1,157 @@
+"""One round: a fresh world, some subscriptions, bursts of operations, and a judgement after each."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.soak.checks import Judge, armed, probed
+from tests.soak.history import Found, History, walk
+from tests.soak.operations import Doer, Operation, Record
+from tests.soak.subjects import Subject
+from tests.soak.watching import NeverSettlesError, Report, Watching
+
+FIRST = tuple(
+    (path, kind == "mkdir")
+    for kind, path in map(
+        str.split,
+        """
+    mkdir in
+    mkdir out
+    mkdir in/a
+    mkdir in/a/c
+    mkdir in/a/c/a
+    mkdir in/a/c/a/d
+    mkdir in/b
+    mkdir in/b/a
+    mkdir in/c
+    mkdir in/c/b
+    mkdir out/a
+    mkdir out/a/b
+    mkdir out/a/b/c
+    create in/file
+    create in/a/old
+    create out/a/b/old
+    """.strip().splitlines(),
+    )
+)
+"""What is there before anything is watched."""
+
+Burst = Callable[[], Sequence[Record]]
+"""Something that works in the world, and returns what it did."""
+
+
+@dataclass
+class Outcome:
+    """What a round saw."""
+
+    operations: int = 0
+    reports: int = 0
+    overflows: int = 0
+    violations: list[str] = field(default_factory=list)
+
+
+class Round:
+    """A world and its subscriptions."""
+
+    def __init__(
+        self,
+        watching: Watching,
+        world: Path,
+        subjects: Sequence[Subject],
+        before: Sequence[tuple[str, bool]] = FIRST,
+    ) -> None:
+        """``before`` are paths that are there from the start, and which of them are directories."""
+        self.watching = watching
+        self.world = world
+        self.subjects = subjects
+        self.outcome = Outcome()
+        self._probes = 0
+        world.mkdir()
+        self._above = {(place.stat().st_ino, place.stat().st_dev) for place in (world, *world.parents)}
+        doer = Doer(world)
+        for path, directory in before:
+            doer.perform(Operation("mkdir" if directory else "create", path))
+        doer.close()
+        watching.reports(world)
+        watching.watch(world, subjects)
+        self.last: Sequence[Record] = ()
+        self.before = walk(world)
+
+    def burst(self, work: Burst) -> bool:
+        """Let ``work`` happen and judge what was reported; False when something was wrong."""
+        overflows = self.watching.overflows()
+        self.before = walk(self.world)
+        try:
+            self.watching.reports(self.world)
+            self.last = work()
+            reports = self.watching.reports(self.world)
+            overflowed = self.watching.overflows() - overflows
+            self.outcome.operations += len(self.last)
+            self.outcome.reports += len(reports)
+            self.outcome.overflows += overflowed
+            history = History(self.before, self.last)
+            self.outcome.violations += self._judged(history, reports, overflowed=overflowed > 0)
+            self.outcome.violations += self._at_rest()
+        except NeverSettlesError as error:
+            self.outcome.violations.append(f"never at rest: {error}")
+        return not self.outcome.violations
+
+    def close(self) -> None:
+        """Forget the world and remove it."""
+        try:
+            self.watching.unwatch()
+            self.outcome.violations += [
+                f"still watched after the end: {len(left)}" for left in [self.watching.watched()] if left
+            ]
+        except NeverSettlesError as error:
+            self.outcome.violations.append(f"never at rest after the end: {error}")
+        shutil.rmtree(self.world)
+
+    def _judged(self, history: History, reports: Sequence[Report], *, overflowed: bool) -> Iterator[str]:
+        for subject in self.subjects:
+            if subject.label == "file":
+                continue
+            judge = Judge(history, subject, reports)
+            if overflowed:
+                yield from judge.repeated()
+                yield from judge.forgotten()
+            else:
+                yield from judge.violations()
+
+    def _at_rest(self) -> Iterator[str]:
+        found = walk(self.world)
+        yield from armed(found, self.subjects, self.watching.watched(), self._above)
+        yield from self._probed(found)
+        yield from self._file_probed()
+
+    def _probed(self, found: Sequence[Found]) -> Iterator[str]:
+        probes = {}
+        for entry in found:
+            if entry.directory:
+                self._probes += 1
+                probes[f"probe{self._probes}"] = entry.path
+        steps: list[tuple[Callable[[Path], None], list[str]]] = [(Path.touch, ["CREATE"]), (Path.unlink, ["DELETE"])]
+        chunk: dict[str, tuple[str, ...]] = {}
+        for number, (name, path) in enumerate(probes.items(), 1):
+            chunk[name] = path
+            if len(chunk) < 8 and number < len(probes):  # few events at a time: the queue may be a tiny one
+                continue
+            for operation, events in steps:
+                for probe, directory in chunk.items():
+                    operation(self.world.joinpath(*directory, probe))
+                yield from probed(chunk, self.subjects, self.watching.reports(self.world), events)
+            chunk = {}
+
+    def _file_probed(self) -> Iterator[str]:
+        for subject in self.subjects:
+            target = self.world.joinpath(*subject.path)
+            if subject.label != "file" or target.is_symlink() or not target.is_file():
+                continue
+            with target.open("a"):
+                pass
+            told = [r for r in self.watching.reports(self.world) if r.label == "file"]
+            if told != [Report("file", "CLOSE_WRITE", False, "/".join(subject.path), "")]:
+                yield f"file: one write was reported as {told}"

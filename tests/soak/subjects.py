@@ -1,0 +1,86 @@
+"""What is watched in a world, and what the rules say of it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import Final
+
+from argusd._inotify import EVENTS
+
+ENTRIES: Final = EVENTS["CREATE"] | EVENTS["DELETE"] | EVENTS["MOVED_FROM"] | EVENTS["MOVED_TO"]
+MORE: Final = EVENTS["CLOSE_WRITE"] | EVENTS["DELETE_SELF"] | EVENTS["MOVE_SELF"] | EVENTS["ATTRIB"]
+
+Path = tuple[str, ...]
+"""Names from the root of the world."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One subscription: a path and the rules for what is below."""
+
+    label: str
+    path: Path
+    mask: int
+    recursive: bool = False
+    max_depth: int = 0
+    ignore: tuple[str, ...] = ()
+
+    def covers(self, directory: Path) -> bool:
+        """Whether the rules ask for a watch on the directory at this path."""
+        if directory == self.path:
+            return not (self.recursive and self.path[-1] in self.ignore)
+        size = len(self.path)
+        if not self.recursive or directory[:size] != self.path:
+            return False
+        if self.max_depth and len(directory) - size + 1 > self.max_depth:
+            return False
+        return not any(name in self.ignore for name in directory[size - 1 :])
+
+    def wants(self, event: str) -> bool:
+        """Whether it asked for this event."""
+        return bool(self.mask & EVENTS[event])
+
+    def __str__(self) -> str:
+        rules = [f"maxDepth={self.max_depth}"] * bool(self.max_depth) + [f"ignore={','.join(self.ignore)}"] * bool(
+            self.ignore
+        )
+        events = [name for name, bit in EVENTS.items() if self.mask & bit]
+        return " ".join([self.label, "/".join(self.path), *["recursive"] * self.recursive, *rules, *events])
+
+
+def parse(text: str) -> Subject:
+    """What str() of a subject has written."""
+    label, path, *words = text.split()
+    values = dict(word.split("=", 1) for word in words if "=" in word)
+    return Subject(
+        label,
+        tuple(path.split("/")),
+        sum(bit for name, bit in EVENTS.items() if name in words),
+        recursive="recursive" in words,
+        max_depth=int(values.get("maxDepth", 0)),
+        ignore=tuple(filter(None, values.get("ignore", "").split(","))),
+    )
+
+
+FULL: Final = (
+    Subject("all", ("in",), ENTRIES, recursive=True),
+    Subject("deep", ("in",), ENTRIES, recursive=True, max_depth=3),
+    Subject("ignoring", ("in",), ENTRIES | MORE, recursive=True, ignore=("b",)),
+    Subject("one", ("in", "a"), ENTRIES),
+    Subject("file", ("in", "file"), EVENTS["CLOSE_WRITE"]),
+    Subject("below", ("in", "a"), ENTRIES | MORE, recursive=True),
+    Subject("far", ("in", "a", "c"), ENTRIES, recursive=True, max_depth=2),
+)
+"""Every kind of rule at once, with paths that lie in each other."""
+
+
+def some(chance: random.Random) -> tuple[Subject, ...]:
+    """A few of them, now and then with other masks."""
+    chosen = chance.sample(FULL, chance.randint(1, len(FULL)))
+    if chance.random() < 0.5:
+        return tuple(chosen)
+    masks = (ENTRIES, ENTRIES | MORE, EVENTS["CREATE"], EVENTS["CREATE"] | EVENTS["CLOSE_WRITE"], EVENTS["MOVED_TO"])
+    return tuple(
+        subject if subject.label == "file" else replace(subject, mask=chance.choice(masks)) for subject in chosen
+    )
