@@ -113,6 +113,8 @@ cdef void root_end(Core *core, Root *root) noexcept nogil:
         node_free_tree(core, root.top)
     if root.next_top:
         node_free_tree(core, root.next_top)
+    if root.departed:
+        node_free_tree(core, root.departed)
     if root.rescan:
         root.rescan = False
         core.repairing -= 1

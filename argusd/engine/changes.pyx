@@ -24,6 +24,7 @@ from argusd.engine.core cimport (
     NODE_DISPLACED,
     NODE_LIMBO,
     NODE_MOVED,
+    NODE_RELIST,
     NODE_WINDOW,
     Name,
     Root,
@@ -251,35 +252,29 @@ cdef void moved_to(Reader *reader, uint32_t parent, const inotify_event *event, 
     if may_enter(core, parent, event.name, size):
         depth = node_depth(core, node)
         node_move(core, node, parent, event.name, size)
-        if root.subscription.max_depth and depth != node_depth(core, node):
+        if root.subscription.max_depth:
             prune(core, node)
-            if node_depth(core, node) < depth:      # what was too deep before is to be found
-                replant(core, node)
-        else:
-            job_push(core, node)
+            widen(core, node, <uint32_t>root.subscription.max_depth + node_depth(core, node), depth)
+        job_push(core, node)
         replay(reader, &deferred)
     else:
         node_free_tree(core, node)
     buffer_free(&deferred)
 
 
-cdef void replant(Core *core, uint32_t node) noexcept nogil:
-    """Have the walker search a directory again from scratch, as one that was moved in."""
-    while core.nodes[node].first_child:
-        node_free_tree(core, core.nodes[node].first_child)
-    relist(core, node)
+cdef void widen(Core *core, uint32_t top, uint32_t limit, uint32_t before) noexcept nogil:
+    """After a move to a lesser depth, have those directories listed again that were at maxDepth before.
 
-
-cdef void relist(Core *core, uint32_t node) noexcept nogil:
-    cdef uint32_t parent = core.nodes[node].parent, fresh
-    cdef Root *root = core.nodes[node].root
-    cdef char name[256]
-    cdef size_t size = core.nodes[node].name_size
-    memcpy(name, core.nodes[node].name, size + 1)
-    node_free_tree(core, node)
-    fresh = node_new(core, parent, root, name, size)
-    if fresh:
-        job_push(core, fresh)
+    ``limit`` is maxDepth plus the depth of ``top`` now, ``before`` its depth before the move.
+    """
+    cdef uint32_t node = top
+    if limit >= <uint32_t>core.nodes[top].root.subscription.max_depth + before:
+        return
+    while node:
+        if node_depth(core, node) + before == limit:
+            core.nodes[node].flags |= NODE_RELIST
+            job_push(core, node)
+        node = node_next(core, top, node)
 
 
 cdef void hold(Core *core, Buffer *events, uint32_t node, const inotify_event *event) noexcept nogil:

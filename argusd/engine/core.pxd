@@ -22,6 +22,8 @@ cdef enum:
     NODE_DISPLACED = 32         # something was moved onto its place: overwritten, or half of an exchange
     NODE_WINDOW = 64            # a Window stands open for it
     NODE_MOVED = 128            # has moved since the last attempt to arm it
+    NODE_DOUBT = 1024           # was found to be another directory than the tree has; events may explain it
+    NODE_RELIST = 512           # its subdirectories are within maxDepth now, and to be found
     NODE_DEPARTED = 256         # a subject's file that lost its name: only its end is still reported
 
 cdef struct Node:
@@ -66,6 +68,7 @@ cdef struct Root:
     size_t path_size
     uint32_t top                # 0 when the path stands for nothing
     uint32_t next_top           # what it was found to stand for, until everything before that has been reported
+    uint32_t departed           # a file that lost this name but lives on, for its end to be reported
     int follow_fd               # O_PATH descriptor of a followMove subject, else -1
     int next_follow_fd          # of next_top
     int error                   # errno that kept it from being armed, else 0
@@ -88,6 +91,9 @@ cdef struct Root:
     bint directory              # what was found
     Buffer triggers             # TRIGGER_* of each arrival at an anchor, not yet reported
     Buffer held                 # events that wait for the look-up
+    bint left                   # the file watched has lost the path
+    size_t left_at              # how much had been held back by then
+    size_t back_at              # and when something last came to the path
 
 cdef enum:
     TRIGGER_LAST = 1            # at the last name of the path

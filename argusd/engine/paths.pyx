@@ -81,6 +81,11 @@ cdef void trigger(Reader *reader, Anchor *anchor, const inotify_event *event) no
         anchor.present = False
     if root.top or root.next_top:
         root.unsure = True
+    if not root.left and (not kind or kind & TRIGGER_OVER):
+        root.left = True
+        root.left_at = root.held.size
+    if kind:
+        root.back_at = root.held.size
     root.moved = root.moved or not anchor.last or (event.mask & IN_MOVED_FROM) != 0
     root_push(core, root)
 
@@ -91,13 +96,14 @@ cdef bint in_tree(Core *core, uint32_t node, uint32_t top) noexcept nogil:
     return node == top
 
 
-cdef void replay_root(Reader *reader, const Buffer *events, uint32_t top, uint32_t mask) noexcept nogil:
-    """Handle the events that were held back for one of the trees of a root."""
+cdef void replay_root(Reader *reader, const Buffer *events, size_t begin, size_t end, uint32_t top,
+                      uint32_t mask) noexcept nogil:
+    """Handle some of the events that were held back for one of the trees of a root."""
     cdef Core *core = reader.core
     cdef const Held *held
     cdef const inotify_event *event
-    cdef size_t at = 0
-    while top and at < events.size:
+    cdef size_t at = begin
+    while top and at < end:
         held = <const Held *>(events.data + at)
         event = <const inotify_event *>(events.data + at + sizeof(Held))
         at += sizeof(Held) + sizeof(inotify_event) + event.len
@@ -152,7 +158,7 @@ cdef void tell_passage(Reader *reader, Root *root, const Buffer *triggers) noexc
             emit_subject(reader, root, IN_MODIFY)
 
 
-cdef void depart(Reader *reader, Root *root, const Buffer *held, uint32_t top) noexcept nogil:
+cdef void depart(Reader *reader, Root *root, const Buffer *held, size_t left_at, uint32_t top) noexcept nogil:
     """The file of a subject path is there no longer. One that still lives and only lost its name may tell its end."""
     cdef Core *core = reader.core
     if root.moved:
@@ -160,38 +166,56 @@ cdef void depart(Reader *reader, Root *root, const Buffer *held, uint32_t top) n
         return
     while core.nodes[top].first_child:
         node_free_tree(core, core.nodes[top].first_child)
-    core.nodes[top].flags |= NODE_DEPARTED
+    if root.departed:
+        node_free_tree(core, root.departed)
+    root.departed = top
     root.top = 0
-    replay_root(reader, held, top, IN_DELETE_SELF | IN_ATTRIB)
+    core.nodes[top].flags |= NODE_DEPARTED
+    replay_root(reader, held, left_at, held.size, top, IN_DELETE_SELF | IN_ATTRIB)
+
+
+cdef void replay_before(Reader *reader, Root *root, const Buffer *held, size_t left_at, size_t back_at) noexcept nogil:
+    """Handle what was held back of the file that the path stood for, as long as it stood for it."""
+    cdef Core *core = reader.core
+    cdef uint32_t top = root.top, all_events = 0xFFFFFFFF
+    cdef uint32_t serial = core.nodes[top].serial
+    replay_root(reader, held, 0, left_at, top, all_events)
+    if not node_is(core, top, serial) or root.top != top:
+        return
+    if core.nodes[top].wd < 0 and root.moved:
+        end_node(core, top)                 # what happened to it happened at another place
+    elif core.nodes[top].wd < 0:            # it lost the path by its own end
+        replay_root(reader, held, left_at, held.size, top, all_events)
+    elif root.found.valid and not root.next_top:
+        replay_root(reader, held, back_at, held.size, top, all_events)
 
 
 cdef void judge(Reader *reader, Root *root) noexcept nogil:
     """A look-up and every event before it are known: what does the subject path stand for, and what was it before?"""
     cdef Core *core = reader.core
-    cdef uint32_t top = root.top, next_top = root.next_top
+    cdef uint32_t next_top = root.next_top
     cdef Buffer held = root.held, triggers = root.triggers
+    cdef size_t left_at = root.left_at if root.left else held.size
+    cdef size_t back_at = root.back_at if root.left else held.size
     cdef bint known = root.known.valid, other       # before the file's own end is handled
-    cdef uint32_t all_events = 0xFFFFFFFF
     root_settled(core, root)
     memset(&root.held, 0, sizeof(Buffer))
     memset(&root.triggers, 0, sizeof(Buffer))
     root.unsure = False
-    if top and core.nodes[top].wd < 0 and root.moved:
-        end_node(core, top)                             # what happened to it happened at another place
-    elif top and (core.nodes[top].wd < 0 or (root.found.valid and not next_top)):
-        replay_root(reader, &held, top, all_events)     # its own file: here still, or until its end
-    top = root.top
+    root.left = False
+    if root.top:
+        replay_before(reader, root, &held, left_at, back_at)
     if not root.found.valid:
-        if top:
-            depart(reader, root, &held, top)
+        if root.top:
+            depart(reader, root, &held, left_at, root.top)
         root.away = root.known.valid and (root.away or root.moved)
         root.known.valid = root.away
         tell_passage(reader, root, &triggers)
     else:
         other = next_top != 0 and not same_file(&root.known, &root.found)   # else the watch itself says: the same
         if next_top:
-            if top:
-                depart(reader, root, &held, top)
+            if root.top:
+                depart(reader, root, &held, left_at, root.top)
             root.top = next_top
             root.next_top = 0
             if root.follow_fd >= 0:
@@ -201,7 +225,7 @@ cdef void judge(Reader *reader, Root *root) noexcept nogil:
         root.known = root.found
         root.away = False
         tell_arrivals(reader, root, &triggers, known, other)
-        replay_root(reader, &held, next_top, all_events)
+        replay_root(reader, &held, 0, held.size, next_top, 0xFFFFFFFF)
     root.moved = False
     buffer_free(&held)
     buffer_free(&triggers)

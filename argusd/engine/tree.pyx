@@ -171,6 +171,8 @@ cdef void node_free_one(Core *core, uint32_t node) noexcept nogil:
         it.root.top = 0
     if it.root.next_top == node:
         it.root.next_top = 0
+    if it.root.departed == node:
+        it.root.departed = 0
     free(it.name)
     it.name = NULL
     it.root = NULL              # node_is() says no from here on

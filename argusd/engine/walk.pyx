@@ -25,10 +25,12 @@ from argusd.engine.core cimport (
     DEPTH_MAX,
     NODE_CREATED,
     NODE_DISPLACED,
+    NODE_DOUBT,
     NODE_LIMBO,
     NODE_MOVED,
     NODE_QUEUED,
     NODE_QUIET,
+    NODE_RELIST,
     NOISY,
     NOTICE_DEPTH,
     NOTICE_LIMIT,
@@ -302,10 +304,6 @@ cdef void lost(Walk *walk, uint32_t node, uint32_t serial, int error) noexcept n
     core_lock(core)
     if node_is(core, node, serial):
         if gone or error == ESTALE:
-            if gone and core.nodes[node].wd >= 0:
-                while core.nodes[node].first_child:
-                    node_free_tree(core, core.nodes[node].first_child)
-                wd_detach(core, node)
             retry_push(core, node, gone)
         elif error != ESRCH:
             failed(walk, node, error)
@@ -380,16 +378,29 @@ cdef int arm(Walk *walk, uint32_t node, uint32_t serial, int fd, const char *nam
         wd_attach(core, wd, mask, 0)
         core.nodes[node].flags &= <unsigned short>~NODE_QUIET
         core.nodes[node].attempts = 0
-        if not walk.rescan:
+        core.nodes[node].flags &= <unsigned short>~NODE_DOUBT
+        if walk.rescan:
+            rescan_window(core, node)
+        elif not core.nodes[node].flags & NODE_RELIST:
             return -1
+        core.nodes[node].flags &= <unsigned short>~NODE_RELIST
         expect_echoes(walk, wd, parent_wd, name)
-        rescan_window(core, node)
         return wd
-    if core.nodes[node].wd >= 0:        # the tree had another directory here
+    other = other_place(core, node, wd)
+    if (core.nodes[node].wd >= 0 or other) and not core.nodes[node].flags & NODE_DOUBT:
+        # The tree has another directory here, or this one elsewhere. Events on their way may say why: look again then.
+        if wd_find(core, wd) == NULL:
+            inotify_rm_watch(core.inotify_fd, wd)
+        else:
+            wd_attach(core, wd, mask, 0)
+        core.nodes[node].flags |= NODE_DOUBT
+        retry_push(core, node, False)
+        return -1
+    core.nodes[node].flags &= <unsigned short>~NODE_DOUBT
+    if core.nodes[node].wd >= 0:
         while core.nodes[node].first_child:
             node_free_tree(core, core.nodes[node].first_child)
         wd_detach(core, node)
-    other = other_place(core, node, wd)
     if other:
         if wd_attach(core, wd, mask, 0) != NULL:
             take_over(walk, node, serial, other)
@@ -552,16 +563,20 @@ cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     cdef uint32_t parent, parent_serial
     cdef char name[256]
     cdef int parent_fd, fd, error, parent_wd, wd = -1
+    cdef bint moved
     core_lock(core)
     if not node_is(core, node, serial) or core.nodes[node].root.subscription.cancelled:
         core_unlock(core)
         return
+    moved = (core.nodes[node].flags & NODE_MOVED) != 0
     core.nodes[node].flags &= <unsigned short>~(NODE_QUEUED | NODE_MOVED)
     root = core.nodes[node].root
     parent = core.nodes[node].parent
     if parent == 0 or core.nodes[node].flags & (NODE_LIMBO | NODE_DISPLACED):
         core_unlock(core)
         return
+    if moved:
+        core.nodes[node].flags &= <unsigned short>~NODE_DOUBT
     if core.nodes[node].attempts < 255:
         core.nodes[node].attempts += 1
     parent_serial = core.nodes[parent].serial
