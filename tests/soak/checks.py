@@ -191,7 +191,7 @@ def _steps(found: Sequence[Found], subjects: Sequence[Subject]) -> set[Inode]:
 def probed(
     probes: dict[str, Path], subjects: Sequence[Subject], reports: Sequence[Report], events: Sequence[str]
 ) -> Iterator[str]:
-    """After a probe of its own name in every directory: exactly the subscriptions that cover a directory tell its own."""
+    """After a probe of its own name in every directory: those subscriptions tell it that cover the directory, once."""
     told = Counter((report.label, report.event, report.path, report.file) for report in reports if report.file)
     asked = [(subject, event) for subject in subjects for event in events if subject.wants(event)]
     for subject, event in asked:

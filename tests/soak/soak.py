@@ -56,14 +56,14 @@ class Plan:
     operations: int
 
     @classmethod
-    def of(cls, seed: str) -> Plan:
-        """The plan of a seed."""
+    def of(cls, seed: str, queue: int) -> Plan:
+        """The plan of a seed; ``queue`` 0 leaves the length of the kernel's queue to it."""
         chance = random.Random(seed)
         tiny = os.geteuid() == 0 and os.access(QUEUE, os.W_OK) and chance.random() < 0.15
         return cls(
             seed=seed,
             subjects=some(chance),
-            queue=chance.choice([20, 100, 400]) if tiny else 0,
+            queue=queue or (chance.choice([20, 100, 400]) if tiny else 0),
             bursts=chance.randint(2, 5),
             operations=chance.choice([30, 100, 300, 1000]),
         )
@@ -72,8 +72,10 @@ class Plan:
 class Soak:
     """Plays rounds and adds up what they saw."""
 
-    def __init__(self, place: Path, writers: int) -> None:
+    def __init__(self, place: Path, writers: int, *, queue: int, go_on: bool) -> None:
         self._place = place
+        self._queue = queue
+        self._go_on = go_on
         self._writers = [Process(str(number)) for number in range(writers)]
         self._watching = Watching()
         self.total = Outcome()
@@ -81,7 +83,7 @@ class Soak:
 
     def play(self, seed: str) -> Outcome:
         """One round."""
-        plan = Plan.of(seed)
+        plan = Plan.of(seed, self._queue)
         watching = self._watching
         if plan.queue:
             with queue_of(plan.queue):
@@ -119,7 +121,7 @@ class Soak:
         print(f"\nVIOLATIONS in round {plan.seed} (queue {plan.queue}), kept in {log}:")
         for violation in stage.outcome.violations[:12]:
             print(f"  {violation}")
-        if not plan.queue:
+        if not plan.queue and not self._go_on:
             found = shrink(script, self._place, time.monotonic() + SHRINK_S)
             print(f"\nThe same as a script:\n{found}" if found else "\nOne process alone does not show it.")
         sys.stdout.flush()
@@ -139,10 +141,10 @@ class Soak:
             writer.close()
 
 
-def run(duration_s: float, writers: int, seed: str, place: Path, *, go_on: bool = False) -> Outcome:
+def run(duration_s: float, writers: int, seed: str, place: Path, *, queue: int = 0, go_on: bool = False) -> Outcome:
     """Soak; returns the sums. Stops at the first round with a violation unless told to go on."""
     begin = told = time.monotonic()
-    soak = Soak(place, writers)
+    soak = Soak(place, writers, queue=queue, go_on=go_on)
     try:
         while time.monotonic() - begin < duration_s:
             soak.play(f"{seed}.{soak.rounds}")
@@ -164,11 +166,12 @@ def main() -> int:
     parser.add_argument("--writers", type=int, default=4)
     parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**6)))
     parser.add_argument("--place", type=Path, help="a folder for the worlds, to choose the file system")
-    parser.add_argument("--go-on", action="store_true", help="do not stop at a violation")
+    parser.add_argument("--queue", type=int, default=0, help="events in the kernel's queue, in every round")
+    parser.add_argument("--go-on", action="store_true", help="neither stop at a violation nor look for a script")
     asked = parser.parse_args()
     print(f"seed {asked.seed}, {asked.writers} writers, {asked.duration_s:.0f} s", flush=True)
     with tempfile.TemporaryDirectory(prefix="soak-", dir=asked.place) as place:
-        total = run(asked.duration_s, asked.writers, asked.seed, Path(place), go_on=asked.go_on)
+        total = run(asked.duration_s, asked.writers, asked.seed, Path(place), queue=asked.queue, go_on=asked.go_on)
     return 1 if total.violations else 0
 
 

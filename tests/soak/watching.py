@@ -8,7 +8,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -52,8 +52,9 @@ class Watching:
         self._counter = self.engine.new_counter()
         self._pidfd = os.pidfd_open(os.getpid())
         self._numbers: list[int] = []
-        self._own: Collection[tuple[int, int]] = ()
-        self._own = self.watched().keys()
+        fence = os.memfd_create("fence")
+        self._fence_device = os.fstat(fence).st_dev
+        os.close(fence)
 
     def watch(self, world: Path, subjects: Sequence[Subject]) -> None:
         """Watch from now on."""
@@ -96,7 +97,8 @@ class Watching:
         """Inode and device of each watch that the kernel knows, with its mask, without those of the engine itself."""
         text = Path(f"/proc/self/fdinfo/{self._descriptor}").read_text()
         found = {(int(m[1], 16), _device(int(m[2], 16))): int(m[3], 16) for m in _WATCH.finditer(text)}
-        return {key: mask for key, mask in found.items() if key not in self._own}
+        fences = [key for key in found if key[1] == self._fence_device]
+        return {key: mask for key, mask in found.items() if key not in fences[:1]}
 
     def overflows(self) -> int:
         """How often the kernel's queue overflowed."""
