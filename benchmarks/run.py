@@ -21,7 +21,8 @@ def main(names: list[str]) -> int:
     table = importlib.import_module("benchmarks.table")
     for name in names or BENCHMARKS:
         module = importlib.import_module(f"benchmarks.{name}")
-        print(f"{name}: {(module.__doc__ or '').split('\n', 1)[0]}", flush=True)
+        title, *_ = (module.__doc__ or name).splitlines()
+        print(f"{name}: {title}", flush=True)
         print(table.render(module.measure()), flush=True)
     return 0
 
