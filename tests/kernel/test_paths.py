@@ -102,6 +102,23 @@ a missing path and an ended watch
     mkdir    /d/a        ->
     touch    /d/a/x      ->
 
+onlyDir waits for a directory
+    watch    /d/a onlyDir create -> ENOENT /d/a
+    touch    /d/a        ->
+    unlink   /d/a        ->
+    mkdir    /d/a        -> CREATE directory /d/a
+    touch    /d/a/x      -> CREATE file /d/a/x
+
+onlyDir with a file that becomes a directory and back
+    touch    /d/a
+    watch    /d/a onlyDir create modify -> ENOTDIR /d/a
+    append   /d/a        ->
+    unlink   /d/a ; mkdir /d/a -> CREATE directory /d/a
+                         -> MODIFY directory /d/a
+    touch    /d/a/x      -> CREATE file /d/a/x
+    rmtree   /d/a ; touch /d/a ->
+    append   /d/a        ->
+
 an ignored name is ignored when it appears as a subject path
     watch    /d/no recursive create ignore=no
     mkdir    /d/no       ->
@@ -352,6 +369,15 @@ a link on the way is pointed at another directory
     append   /d/one/f    ->
     append   /d/two/f    -> MODIFY file /d/l/f
 
+a link that is pointed at the same file in other words
+    write    /d/f
+    symlink  f /d/l
+    watch    /d/l modify movedto create
+    repoint  ../d/./f /d/l ->
+    append   /d/f        -> MODIFY file /d/l
+    repoint  /d/f /d/l   ->
+    append   /d/f        -> MODIFY file /d/l
+
 absolute links begin at the container's root
     makedirs /e/one
     makedirs /e/two
@@ -444,7 +470,7 @@ followMove keeps to the directory, wherever it goes
     rename   /d/z /e/b/y -> MOVE_SELF file /d/z
     touch    /e/b/y/2    -> CREATE file /e/b/y/2
     rename   /e/b /d/b   ->
-    rename   /d/b/y /x   -> MOVE_SELF file /e/b/y
+    rename   /d/b/y /x   -> MOVE_SELF file /d/b/y
     touch    /x/3        -> CREATE file /x/3
 
 followMove does not need moveself
@@ -477,6 +503,28 @@ several moves at once are followed to the end
     watch    /d/a followMove create
     rename   /d/a /d/b ; rename /d/b /e/c ; rename /e/c /x ->
     touch    /x/1        -> CREATE file /x/1
+
+a followed directory that is deleted
+    mkdir    /d/a
+    watch    /d/a followMove create deleteself
+    rename   /d/a /d/b
+    rmdir    /d/b        -> DELETE_SELF file /d/b
+    mkdir    /d/a        ->
+
+a path that was not moved comes back under followMove too
+    mkdir    /d/a
+    watch    /d/a followMove create deleteself
+    rmdir    /d/a        -> DELETE_SELF file /d/a
+    mkdir    /d/a        -> CREATE directory /d/a
+    rename   /d/a /d/b   ->
+    touch    /d/b/x      -> CREATE file /d/b/x
+
+a followed file that is replaced
+    write    /d/f
+    watch    /d/f followMove modify movedto
+    write    /d/g ; rename /d/g /d/f -> MOVED_TO file /d/f
+                         -> MODIFY file /d/f
+    append   /d/f        -> MODIFY file /d/f
 """
 
 UNMOUNTED = r"""
@@ -498,6 +546,15 @@ a directory below comes back when the one over it is unmounted
     touch    /d/m/y      -> CREATE file /d/m/y
     umount   /d/m        -> CREATE directory /d/m/a
     touch    /d/m/a/x    -> CREATE file /d/m/a/x
+
+an ancestor's file system is unmounted
+    makedirs /d/m
+    mount    /d/m
+    makedirs /d/m/a/b
+    watch    /d/m/a/b create
+    umount   /d/m        ->
+    makedirs /d/m/a/b    -> CREATE directory /d/m/a/b
+    touch    /d/m/a/b/x  -> CREATE file /d/m/a/b/x
 """
 
 STORIES = parse(MISSING + AGAIN + AWAY + LINKS + FOLLOWED + UNMOUNTED)
