@@ -32,7 +32,7 @@ _mount: Final = ctypes.c_int()
 
 
 class Operation(NamedTuple):
-    """One step of a script: ``kind path [to]``, paths from the root of the world."""
+    """One step of a script: ``kind path [to]``, paths from the root of the world; ``pause`` takes microseconds."""
 
     kind: str
     path: str
@@ -126,6 +126,11 @@ class Doer:
 
     def perform(self, operation: Operation) -> bool:
         """Do it and record it; False when it could not be done."""
+        if operation.kind == "pause":
+            end = time.monotonic_ns() + int(operation.path) * 1000
+            while time.monotonic_ns() < end:
+                pass
+            return True
         try:
             with contextlib.ExitStack() as held:
                 paths = [operation.path]

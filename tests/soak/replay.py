@@ -1,10 +1,11 @@
 """Scripts: what was there, what was watched, what was done. Short ones that still show a violation are searched for.
 
-``python -m tests.soak.replay FILE [TIMES]`` plays one that a soak has printed.
+``python -m tests.soak.replay FILE`` plays one that a soak has printed.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import os
 import sys
@@ -20,7 +21,10 @@ from tests.soak.rounds import Outcome, Round
 from tests.soak.subjects import Subject, parse
 from tests.soak.watching import Watching
 
-TRIES = 5
+TRIES = 8
+PAUSE_US = 20
+"""What an operation takes anyway."""
+
 _worlds = itertools.count()
 _Item = TypeVar("_Item")
 
@@ -78,19 +82,66 @@ def play_all(
     return stage.outcome
 
 
-def shrink(script: Script, place: Path, until_s: float) -> Script | None:
-    """The shortest script found until then that still shows a violation; None when not even the whole one does."""
-    if not _fails(script, place):
-        return None
-    for subject in script.subjects:
-        single = replace(script, subjects=(subject,))
-        if _fails(single, place):
-            script = single
-            break
-    full = script
-    operations = _shorter(full.operations, lambda some: _fails(replace(full, operations=some), place), until_s)
-    done = replace(full, operations=operations)
-    return replace(done, before=_shorter(done.before, lambda some: _fails(replace(done, before=some), place), until_s))
+def paced(records: Sequence[Record]) -> list[Operation]:
+    """The operations of several processes one after the other, with the pauses between them."""
+    operations: list[Operation] = []
+    end = 0
+    for record in sorted(records):
+        pause_us = (record.begin - end) // 1000
+        if operations and pause_us > PAUSE_US:
+            operations.append(Operation("pause", str(pause_us - PAUSE_US)))
+        operations.append(record.operation)
+        end = max(end, record.end)
+    return operations
+
+
+class Shrinker:
+    """Searches for the shortest script that still shows a violation."""
+
+    def __init__(self, place: Path, until_s: float) -> None:
+        """``until_s`` is a monotonic time."""
+        self._place = place
+        self._until_s = until_s
+        self._watching = Watching()
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self._watching.close()
+
+    def shrink(self, script: Script) -> Script | None:
+        """The shortest script found; None when not even the whole one shows it."""
+        if not self._fails(script, 4 * TRIES):
+            return None
+        for subject in script.subjects:
+            single = replace(script, subjects=(subject,))
+            if self._fails(single):
+                script = single
+                break
+        text = "\n".join(map(str, script.operations))
+        touched = replace(script, before=[(path, kind) for path, kind in script.before if path in text])
+        if self._fails(touched):
+            script = touched
+        now = time.monotonic()
+        for until_s in (now + (self._until_s - now) / 2, self._until_s):
+            script = self._shorter_before(self._shorter_operations(script, until_s), until_s)
+        return script
+
+    def _shorter_operations(self, script: Script, until_s: float) -> Script:
+        shorter = _shorter(script.operations, lambda some: self._fails(replace(script, operations=some)), until_s)
+        return replace(script, operations=shorter)
+
+    def _shorter_before(self, script: Script, until_s: float) -> Script:
+        until_s = max(until_s, time.monotonic() + 5.0)
+        shorter = _shorter(script.before, lambda some: self._fails(replace(script, before=some)), until_s)
+        return replace(script, before=shorter)
+
+    def _fails(self, script: Script, tries: int = TRIES) -> bool:
+        for _ in range(tries):
+            if play(script, self._place, self._watching).violations:
+                self._watching.close()  # it may be in disorder
+                self._watching = Watching()
+                return True
+        return False
 
 
 def _shorter(all_items: Sequence[_Item], fails: Callable[[Sequence[_Item]], bool], until_s: float) -> Sequence[_Item]:
@@ -109,17 +160,6 @@ def _shorter(all_items: Sequence[_Item], fails: Callable[[Sequence[_Item]], bool
             break
         size = max(1, size // 2)
     return items
-
-
-def _fails(script: Script, place: Path) -> bool:
-    for _ in range(TRIES):
-        watching = Watching()
-        try:
-            if play(script, place, watching).violations:
-                return True
-        finally:
-            watching.close()
-    return False
 
 
 def read(text: str) -> Script:
@@ -141,18 +181,27 @@ def read(text: str) -> Script:
 
 
 def main() -> int:
-    """Play a script until it shows a violation."""
-    script = read(Path(sys.argv[1]).read_text())
-    times = int(sys.argv[2]) if len(sys.argv) > 2 else 20
+    """Play a script until it shows a violation, or make it shorter."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("times", type=int, nargs="?", default=20)
+    parser.add_argument("--shrink-s", type=float, default=0, help="search so long for a shorter script")
+    asked = parser.parse_args()
+    script = read(asked.file.read_text())
     with tempfile.TemporaryDirectory(prefix="soak-") as place:
-        for number in range(1, times + 1):
+        if asked.shrink_s:
+            shrinker = Shrinker(Path(place), time.monotonic() + asked.shrink_s)
+            print(shrinker.shrink(script))
+            shrinker.close()
+            return 0
+        for number in range(1, asked.times + 1):
             watching = Watching()
             violations = play(script, Path(place), watching).violations
             watching.close()
             if violations:
-                print(f"play {number} of {times}:", *violations, sep="\n  ")
+                print(f"play {number} of {asked.times}:", *violations, sep="\n  ")
                 return 1
-    print(f"no violation in {times} plays")
+    print(f"no violation in {asked.times} plays")
     return 0
 
 

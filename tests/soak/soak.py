@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.soak.operations import Record
-from tests.soak.replay import Script, shrink
+from tests.soak.replay import Script, Shrinker, paced
 from tests.soak.rounds import Outcome, Round
 from tests.soak.subjects import Subject, some
 from tests.soak.watching import Watching
@@ -113,7 +113,7 @@ class Soak:
 
     def _keep(self, plan: Plan, stage: Round, records: Sequence[Record]) -> None:
         before = [(("/".join(found.path)), found.directory) for found in stage.before[1:]]
-        script = Script(plan.subjects, before, [record.operation for record in sorted(records)])
+        script = Script(plan.subjects, before, paced(records))
         log = Path(tempfile.gettempdir(), f"soak-{plan.seed}.log")
         text = [f"seed {plan.seed} queue {plan.queue}", *stage.outcome.violations, str(script)]
         text += [repr(tuple(record)) for record in sorted(records)]
@@ -122,7 +122,9 @@ class Soak:
         for violation in stage.outcome.violations[:12]:
             print(f"  {violation}")
         if not plan.queue and not self._go_on:
-            found = shrink(script, self._place, time.monotonic() + SHRINK_S)
+            shrinker = Shrinker(self._place, time.monotonic() + SHRINK_S)
+            found = shrinker.shrink(script)
+            shrinker.close()
             print(f"\nThe same as a script:\n{found}" if found else "\nOne process alone does not show it.")
         sys.stdout.flush()
 
