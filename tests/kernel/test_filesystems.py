@@ -101,6 +101,13 @@ a file that was copied up since the last look counts as another one when it is m
     rename   /d/g /d/f   ->
     append   /d/f        -> MODIFY file /d/f
 
+a file that was copied up is the same one when the link to it is pointed at it again
+    symlink  f /d/l
+    watch    /d/l modify
+    append   /d/f        -> MODIFY file /d/l
+    repoint  ./f /d/l    ->
+    append   /d/f        -> MODIFY file /d/l
+
 copying up parts what were two names of one file
     watch    /d/f modify as=one
     watch    /d/link modify as=two
