@@ -34,8 +34,10 @@ from argusd.includes.linux cimport (
     O_NONBLOCK,
     O_WRONLY,
     POLLOUT,
+    PRIO_PROCESS,
     PROT_READ,
     PROT_WRITE,
+    SYS_gettid,
     S_ISREG,
     close,
     fstat,
@@ -47,7 +49,9 @@ from argusd.includes.linux cimport (
     open,
     poll,
     pollfd,
+    setpriority,
     stat_t,
+    syscall,
     unlink,
     write,
 )
@@ -232,6 +236,8 @@ cdef void *writer(void *argument) noexcept nogil:
     cdef unsigned long long untold
     cdef timespec when
     cdef bint inside = False        # the last piece ended inside a line
+    # The reader may wait for this thread's lock: it must not lose the processor to others while it holds it. May fail.
+    setpriority(PRIO_PROCESS, <unsigned int>syscall(SYS_gettid), -20)
     pthread_mutex_lock(&sink.lock)
     while True:
         while sink.head == sink.tail and not sink.closing and sink.dropped == sink.admitted:

@@ -208,6 +208,7 @@ cdef struct Retry:
     uint32_t serial
     uint64_t fence
     bint gone                   # its name was not there
+    bint rescan                 # and no event is to be waited for: they were lost
     unsigned char attempt       # which attempt that was
     Retry *next
 

@@ -166,7 +166,7 @@ cdef void settle(Reader *reader) noexcept nogil:
         if node_is(core, retry.node, retry.serial) and retry.attempt == core.nodes[retry.node].attempts:
             if not retry.gone or core.nodes[retry.node].flags & (NODE_MOVED | NODE_LIMBO | NODE_DISPLACED):
                 job_push(core, retry.node)
-            elif core.nodes[retry.node].wd < 0:
+            elif core.nodes[retry.node].wd < 0 or retry.rescan:
                 node_free_tree(core, retry.node)
             # else it was removed while somebody has it open: its own last events are to come
         free(retry)
@@ -200,6 +200,7 @@ cdef void begin_repair(Reader *reader) noexcept nogil:
             if not subscription.roots[i].rescan:
                 subscription.roots[i].rescan = True
                 core.repairing += 1
+            subscription.roots[i].moved = True      # as far as we know
             root_push(core, &subscription.roots[i])
         subscription = subscription.next
 
@@ -295,7 +296,7 @@ cdef void handle_batch(Reader *reader, size_t size, int *count) noexcept nogil:
     for i in range(reader.sink_count):
         flush_lines(reader, i)
     reader.reads += 1
-    reader.last_ns = file_time()
+    reader.last_ns = reader.read_ns
     if reader.counted and load_int(&reader.wanted):
         tell_python(reader.core)
 
@@ -319,6 +320,7 @@ cdef void *reader_main(void *argument) noexcept nogil:
     sources[1].fd, sources[1].events = reader.stop_fd, POLLIN
     while True:
         store_int(&reader.busy, 1)
+        reader.read_ns = file_time()
         size = read(reader.core.inotify_fd, reader.events, EVENTS_SIZE)
         if size > 0:
             handle_batch(reader, <size_t>size, &count)

@@ -304,7 +304,7 @@ cdef void lost(Walk *walk, uint32_t node, uint32_t serial, int error) noexcept n
     core_lock(core)
     if node_is(core, node, serial):
         if gone or error == ESTALE:
-            retry_push(core, node, gone)
+            retry_push(core, node, gone, walk.rescan)
         elif error != ESRCH:
             failed(walk, node, error)
     core_unlock(core)
@@ -394,7 +394,7 @@ cdef int arm(Walk *walk, uint32_t node, uint32_t serial, int fd, const char *nam
         else:
             wd_attach(core, wd, mask, 0)
         core.nodes[node].flags |= NODE_DOUBT
-        retry_push(core, node, False)
+        retry_push(core, node, False, walk.rescan)
         return -1
     core.nodes[node].flags &= <unsigned short>~NODE_DOUBT
     if core.nodes[node].wd >= 0:
@@ -597,7 +597,7 @@ cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     core_lock(core)
     if node_is(core, node, serial) and not root.subscription.cancelled:
         if core.nodes[node].flags & (NODE_MOVED | NODE_LIMBO | NODE_DISPLACED):
-            retry_push(core, node, False)
+            retry_push(core, node, False, walk.rescan)
         else:
             parent_wd = core.nodes[parent].wd if node_is(core, parent, parent_serial) else -1
             wd = arm(walk, node, serial, fd, name, parent_wd)

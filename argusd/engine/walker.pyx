@@ -53,12 +53,15 @@ from argusd.includes.linux cimport (
     O_DIRECTORY,
     O_NONBLOCK,
     O_RDONLY,
+    PRIO_PROCESS,
     SYS_getdents64,
+    SYS_gettid,
     close,
     dirent64,
     inotify_rm_watch,
     openat,
     readlinkat,
+    setpriority,
     syscall,
     usleep,
 )
@@ -303,7 +306,7 @@ cdef bint work_once(Walk *walk) noexcept nogil:
         if subscription != NULL:
             subscription.users -= 1
         core_unlock(core)
-    elif core.removal_count:
+    elif core.removal_count and not core.repair:    # a directory that a repair finds again keeps its watch descriptor
         more = remove_watches(core)
         pthread_mutex_unlock(&core.data)
         if more:
@@ -349,6 +352,8 @@ cdef void *walker(void *argument) noexcept nogil:
     cdef unsigned long long round = 0
     cdef long long mounts_ns = 0
     cdef int error = walk_init(&walk, core)
+    # The reader may wait for the lock while this thread has it: it must not lose the processor then. May fail.
+    setpriority(PRIO_PROCESS, <unsigned int>syscall(SYS_gettid), -19)
     pthread_mutex_lock(&core.data)
     while not error and not core.stopping:
         core.working += 1

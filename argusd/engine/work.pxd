@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from argusd.engine.core cimport Core, Root, Swap
 
-cdef void retry_push(Core *core, uint32_t node, bint gone) noexcept nogil
+cdef void retry_push(Core *core, uint32_t node, bint gone, bint rescan) noexcept nogil
 cdef void job_push(Core *core, uint32_t node) noexcept nogil
 cdef void root_push(Core *core, Root *root) noexcept nogil
 cdef void root_unqueue(Core *core, Root *root) noexcept nogil

@@ -26,7 +26,7 @@ cdef enum:
     NOTICES_MAX = 1000          # that wait for Python; more are not told
 
 
-cdef void retry_push(Core *core, uint32_t node, bint gone) noexcept nogil:
+cdef void retry_push(Core *core, uint32_t node, bint gone, bint rescan) noexcept nogil:
     """Look at ``node`` again when the reader has handled every event that is in the queue now."""
     cdef Retry *retry
     if core.nodes[node].attempts >= ATTEMPTS_MAX:
@@ -39,6 +39,7 @@ cdef void retry_push(Core *core, uint32_t node, bint gone) noexcept nogil:
     retry.node = node
     retry.serial = core.nodes[node].serial
     retry.gone = gone
+    retry.rescan = rescan
     retry.attempt = core.nodes[node].attempts
     retry.fence = fence_place(core)
     retry.next = core.retries
