@@ -15,8 +15,12 @@ Inode = tuple[int, int]
 
 ARRIVALS: Final = ("CREATE", "MOVED_TO")
 STRUCTURE: Final = ("CREATE", "DELETE", "MOVED_FROM", "MOVED_TO")
-SEVERAL: Final = ("CLOSE_WRITE", "ATTRIB")
-"""Events that the kernel merges when the last one was the same: one report may stand for several."""
+SEVERAL: Final = ("CLOSE_WRITE", "ATTRIB", "MOVED_FROM", "MOVED_TO")
+"""Events that can follow each other, and that the kernel then merges: one report may stand for several.
+
+Two MOVED_TO are two replacements from places that nobody watches; two MOVED_FROM an exchange and what comes after it.
+The kernel does not compare their cookies. There cannot be two CREATE without a DELETE or MOVED_FROM between.
+"""
 
 
 def _split(path: str) -> Path:
@@ -111,7 +115,7 @@ class Judge:
             if not certain:
                 continue
             paths = self._entries.get((event, name, directory), Counter())
-            least = 1 if event in SEVERAL else len(certain)
+            least = len({happening.parent for happening in certain} if event in SEVERAL else certain)
             if sum(paths.values()) < least:
                 told = f"{sum(paths.values())} times {event} {name} ({_show(paths)})"
                 yield f"{told}, expected {least}: {_tell(certain)}"

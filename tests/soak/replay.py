@@ -22,6 +22,7 @@ from tests.soak.subjects import Subject, parse
 from tests.soak.watching import Watching
 
 TRIES = 8
+SETTLE_S = 2.0
 PAUSE_US = 20
 """What an operation takes anyway."""
 
@@ -102,7 +103,7 @@ class Shrinker:
         """``until_s`` is a monotonic time."""
         self._place = place
         self._until_s = until_s
-        self._watching = Watching()
+        self._watching = Watching(SETTLE_S)
 
     def close(self) -> None:
         """Stop the engine."""
@@ -139,7 +140,7 @@ class Shrinker:
         for _ in range(tries):
             if play(script, self._place, self._watching).violations:
                 self._watching.close()  # it may be in disorder
-                self._watching = Watching()
+                self._watching = Watching(SETTLE_S)
                 return True
         return False
 

@@ -40,7 +40,8 @@ class Report(NamedTuple):
 class Watching:
     """One engine, reused for any number of worlds."""
 
-    def __init__(self) -> None:
+    def __init__(self, settle_s: float = SETTLE_S) -> None:
+        self._settle_s = settle_s
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._at = 0
         self.output = Output()
@@ -76,7 +77,7 @@ class Watching:
 
     def settle(self) -> None:
         """Wait until all that happened is handled."""
-        deadline = time.monotonic() + SETTLE_S
+        deadline = time.monotonic() + self._settle_s
         while not self.engine.settled():
             if time.monotonic() > deadline:
                 raise NeverSettlesError(str(self.engine.statistics()))
