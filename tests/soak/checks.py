@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from argusd._inotify import EVENTS
-from tests.soak.history import FOREVER, Certainty, Found, Happening, History
+from tests.soak.history import FOREVER, Certainty, Chain, Found, Happening, History
+from tests.soak.operations import Record
 from tests.soak.subjects import Path, Subject
 from tests.soak.watching import Report
 
@@ -35,14 +36,14 @@ class Judge:
         self._subject = subject
         self._certainty = Certainty(history, subject)
         self._entries: dict[tuple[str, str, bool], Counter[Path]] = defaultdict(Counter)
-        self._selves: list[Report] = []
+        self._about: list[Report] = []
         for report in reports:
             if report.label != subject.label:
                 continue
             if report.file:
                 self._entries[report.event, report.file, report.directory][_split(report.path)] += 1
             else:
-                self._selves.append(report)
+                self._about.append(report)
 
     def violations(self) -> Iterator[str]:
         """What no order of the operations explains."""
@@ -128,7 +129,7 @@ class Judge:
     # ---- reports of a watched directory about itself
 
     def _selves_unexplained(self) -> Iterator[str]:
-        for report in self._selves:
+        for report in self._about:
             path = _split(report.path)
             if path == self._subject.path:  # what the path stands for has changed
                 continue
@@ -136,23 +137,19 @@ class Judge:
                 yield f"{report.event} {report.path}: no directory can have told this"
 
     def _self_explained(self, event: str, path: Path) -> bool:
-        kinds: dict[str, Callable[[Happening], tuple[str, ...]]] = {
-            "DELETE_SELF": lambda h: (h.record.child or h.record.other,),
-            "MOVE_SELF": lambda h: (h.record.child, h.record.other),
-            "ATTRIB": lambda h: (h.record.child, h.record.other),
-        }
-        for records in self._history.happenings.values():
-            for happening in records:
-                for handle in kinds[event](happening):
-                    chains = (
-                        self._history.chains(handle, happening.record.begin, happening.record.end) if handle else ()
-                    )
-                    if any(chain.path == path for chain in chains):
-                        return True
-        if event == "ATTRIB":
-            return any(path == (*parent, h.name) for (kind, _, directory), found in self._history.happenings.items()
-                       if kind == "ATTRIB" and directory for h in found for parent in h.paths)  # fmt: skip
-        return False
+        return any(any(chain.path == path for chain in self._selves(event, record)) for record in self._history.records)
+
+    def _selves(self, event: str, record: Record) -> Iterator[Chain]:
+        """Where a directory can have been that tells this event about itself because of an operation."""
+        if event != "DELETE_SELF":
+            for handle in filter(None, (record.child, record.other)):
+                yield from self._history.chains(handle, record.begin, record.end)
+            return
+        # It comes when the last process lets go of the directory, whatever happened above its place since then.
+        place = (record.to_parent, record.to_name) if record.to_parent else (record.parent, record.name)
+        if record.child or record.other:
+            for chain in self._history.chains(place[0], record.begin, FOREVER):
+                yield Chain((*chain.path, place[1]), ())
 
 
 def armed(

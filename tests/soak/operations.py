@@ -214,9 +214,11 @@ def _chmod(operation: Operation, entries: Sequence[Entry]) -> Record:
     mode = entry.mode()
     if stat.S_ISLNK(mode):
         raise OSError("the mode of a link is nobody's")
+    directory = stat.S_ISDIR(mode)
+    child = entry.identity() if directory else ""
     begin = time.monotonic_ns()
     os.chmod(entry.name, mode ^ 0o010, dir_fd=entry.parent_fd)
-    return _record(operation, entry, begin, directory=stat.S_ISDIR(mode))
+    return _record(operation, entry, begin, directory=directory, child=child)
 
 
 def _symlink(operation: Operation, entries: Sequence[Entry]) -> Record:
