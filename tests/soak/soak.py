@@ -100,6 +100,9 @@ class Soak:
         stage.close()
         if plan.queue:
             watching.close()
+        elif stage.outcome.violations:  # it may be in disorder
+            watching.close()
+            self._watching = Watching()
         for field in ("operations", "reports", "overflows"):
             setattr(self.total, field, getattr(self.total, field) + getattr(stage.outcome, field))
         self.total.violations += stage.outcome.violations
