@@ -31,12 +31,13 @@ directories = st.one_of(
 )
 paths = st.one_of(directories, st.sampled_from(["in/file", "in/a/old", "out/a/old", "in/a/new", "in/c/new", "out/new"]))
 news = st.builds("{}/u{}".format, directories, st.integers(0, 5))
+nothing = st.just("")
 operations = st.one_of(
-    st.builds(Operation, st.just("mkdir"), directories),
-    st.builds(Operation, st.just("create"), st.one_of(news, paths)),
-    st.builds(Operation, st.sampled_from(["write", "chmod"]), paths),
-    st.builds(Operation, st.sampled_from(["unlink"]), st.one_of(news, paths)),
-    st.builds(Operation, st.just("rmdir"), directories),
+    st.builds(Operation, st.just("mkdir"), directories, nothing),
+    st.builds(Operation, st.just("create"), st.one_of(news, paths), nothing),
+    st.builds(Operation, st.sampled_from(["write", "chmod"]), paths, nothing),
+    st.builds(Operation, st.just("unlink"), st.one_of(news, paths), nothing),
+    st.builds(Operation, st.just("rmdir"), directories, nothing),
     st.builds(Operation, st.just("rename"), st.one_of(paths, news), st.one_of(paths, news)),
     st.builds(Operation, st.just("rename"), directories, directories),
     st.builds(Operation, st.just("exchange"), paths, paths),
