@@ -438,7 +438,7 @@ cdef class Engine:
         waiter.fd, waiter.events = self.core.inotify_fd, POLLIN
         with nogil:
             core_lock(&self.core)
-            busy = (load_int(&self.reader.busy) or self.core.working or self.core.removal_count
+            busy = (load_int(&self.core.reading) or self.core.working or self.core.removal_count
                     or self.core.job_count or self.core.root_first != NULL or self.core.unsettled != NULL
                     or self.core.windows != NULL or self.core.retries != NULL or self.core.echoes != NULL
                     or self.core.swaps != NULL or self.core.repair

@@ -1,6 +1,6 @@
 # What an event means for a tree.
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from argusd._records cimport Buffer
 from argusd.engine.core cimport Core, Limbo, Root, Window
@@ -10,6 +10,7 @@ from argusd.includes.linux cimport inotify_event
 cdef struct Held:
     uint32_t node
     uint32_t serial
+    uint64_t passed             # Core.event_passed when it came
 
 cdef void remember(Reader *reader, int wd, const char *name, size_t size) noexcept nogil
 cdef void window_settle(Reader *reader, Window *window) noexcept nogil

@@ -22,6 +22,7 @@ from argusd.engine.core cimport (
     NODE_CREATED,
     NODE_DEPARTED,
     NODE_DISPLACED,
+    NODE_FIRST,
     NODE_LIMBO,
     NODE_MOVED,
     NODE_RELIST,
@@ -36,6 +37,7 @@ from argusd.engine.opening cimport place_open
 from argusd.engine.report cimport CREATED_KEPT, Created, emit, report
 from argusd.engine.tree cimport (
     is_ignored,
+    is_older,
     node_depth,
     node_find,
     node_free_tree,
@@ -188,11 +190,25 @@ cdef uint32_t displaced_from(Core *core, uint32_t parent, const char *name, size
     return 0
 
 
+cdef uint32_t before_of(Core *core, uint32_t node) noexcept nogil:
+    """A node without a watch, for what had the name of ``node`` before that was armed; 0 when memory ran out."""
+    cdef char name[256]
+    cdef size_t size = core.nodes[node].name_size
+    cdef uint32_t before
+    memcpy(name, core.nodes[node].name, size + 1)
+    before = node_new(core, core.nodes[node].parent, core.nodes[node].root, name, size)
+    if before:
+        core.nodes[before].flags |= core.nodes[node].flags & NODE_CREATED
+    return before
+
+
 cdef void moved_from(Core *core, uint32_t parent, const inotify_event *event, size_t size) noexcept nogil:
     cdef uint32_t node = displaced_from(core, parent, event.name, size) if core.limbo != NULL else 0
     cdef Limbo *limbo
     if node == 0:
         node = node_find(core, parent, event.name, size)
+    if node and is_older(core, node):       # what had the name before moved; the node stands for what came after
+        node = before_of(core, node)
     if node == 0:
         return
     limbo = limbo_push(core, node, event.cookie)
@@ -201,8 +217,7 @@ cdef void moved_from(Core *core, uint32_t parent, const inotify_event *event, si
         return
     node_unindex(core, node)
     core.nodes[node].flags |= NODE_LIMBO | NODE_MOVED
-    if core.nodes[node].wd < 0:
-        limbo.fence = fence_place(core)
+    limbo.fence = fence_place(core)
 
 
 cdef bint may_enter(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil:
@@ -233,15 +248,20 @@ cdef void moved_to(Reader *reader, uint32_t parent, const inotify_event *event, 
     cdef Root *root = core.nodes[parent].root
     cdef Limbo *limbo = limbo_by_cookie(core, event.cookie, root) if core.limbo != NULL else NULL
     cdef uint32_t existing = node_find(core, parent, event.name, size), node, depth
+    cdef bint overtaken = False
     cdef Buffer deferred
-    if existing:
+    if existing and is_older(core, existing):
+        overtaken = True                    # what stands here came after this
+    elif existing:
         displace(core, existing)
     if not event.mask & IN_ISDIR:
         return
     if limbo == NULL:
         if may_enter(core, parent, event.name, size):
             node = node_new(core, parent, root, event.name, size)
-            if node:
+            if node and overtaken:
+                displace(core, node)
+            elif node:
                 job_push(core, node)
         return
     node = limbo.node
@@ -255,7 +275,10 @@ cdef void moved_to(Reader *reader, uint32_t parent, const inotify_event *event, 
         if root.subscription.max_depth:
             prune(core, node)
             widen(core, node, <uint32_t>root.subscription.max_depth + node_depth(core, node), depth)
-        job_push(core, node)
+        if overtaken:
+            displace(core, node)
+        else:
+            job_push(core, node)
         replay(reader, &deferred)
     else:
         node_free_tree(core, node)
@@ -284,6 +307,7 @@ cdef void hold(Core *core, Buffer *events, uint32_t node, const inotify_event *e
         return
     held.node = node
     held.serial = core.nodes[node].serial
+    held.passed = core.event_passed
     buffer_add(events, <const char *>&held, sizeof(held))
     buffer_add(events, <const char *>event, sizeof(inotify_event) + event.len)
 
@@ -298,7 +322,9 @@ cdef void replay(Reader *reader, const Buffer *deferred) noexcept nogil:
         at += sizeof(Held) + sizeof(inotify_event) + event.len
         if node_is(reader.core, held.node, held.serial):
             reader.number += 1
+            reader.core.event_passed = held.passed
             node_event(reader, held.node, event)
+    reader.core.event_passed = reader.core.fence_passed
 
 
 cdef bint follow(Reader *reader, Root *root) noexcept nogil:
@@ -350,6 +376,8 @@ cdef void move_self(Reader *reader, uint32_t node, const inotify_event *event) n
             follow(reader, root)
         root_push(core, root)               # see what is at the path now
         return
+    if is_older(core, node):
+        return
     limbo = limbo_of(core, node)
     if limbo != NULL and limbo.node == node:
         report(reader, node, event, 0)      # moved out of the tree
@@ -381,6 +409,8 @@ cdef void entry_event(Reader *reader, uint32_t node, const inotify_event *event,
         moved_from(core, node, event, size)
     elif event.mask & IN_DELETE:
         child = node_find(core, node, event.name, size)
+        if child and is_older(core, child):
+            return
         if child and core.nodes[child].wd < 0:
             node_free_tree(core, child)
         elif child:
@@ -420,6 +450,10 @@ cdef void node_event(Reader *reader, uint32_t node, const inotify_event *event) 
         if limbo != NULL:
             hold(core, &limbo.deferred, node, event)
             return
+    if is_older(core, node):                # the tree was seen later than this
+        if core.nodes[node].flags & NODE_FIRST:     # but an update takes over from a watch that would have told it
+            report(reader, node, event, size)
+        return
     if core.nodes[node].flags & NODE_WINDOW:
         window_event(reader, node, event, size)
     if event.mask & IN_UNMOUNT:

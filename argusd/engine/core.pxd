@@ -23,6 +23,7 @@ cdef enum:
     NODE_WINDOW = 64            # a Window stands open for it
     NODE_MOVED = 128            # has moved since the last attempt to arm it
     NODE_DOUBT = 1024           # was found to be another directory than the tree has; events may explain it
+    NODE_FIRST = 2048           # armed by the first walk of its subscription
     NODE_RELIST = 512           # its subdirectories are within maxDepth now, and to be found
     NODE_DEPARTED = 256         # a subject's file that lost its name: only its end is still reported
 
@@ -33,6 +34,7 @@ cdef struct Node:
     uint32_t prev_sibling
     uint32_t next_on_wd         # next node with the same watch descriptor
     uint32_t serial             # changes whenever the index is used for another directory
+    uint32_t born               # number of the mark before which events are not about what is watched here; 0: none
     int wd                      # -1 when not armed
     unsigned short flags
     unsigned char name_size     # a file name has at most 255 bytes
@@ -196,7 +198,8 @@ cdef struct Limbo:
     uint32_t cookie
     uint32_t node
     uint32_t serial
-    uint64_t fence              # of an unarmed or displaced node, which has no IN_MOVE_SELF to wait for; else 0
+    uint64_t fence              # a node without a watch has no IN_MOVE_SELF to wait for, but this
+    int rounds                  # marks waited for by a node that has a watch
     uint32_t parent             # of a displaced node, with parent_serial; cookie is 0 then
     uint32_t parent_serial
     Buffer deferred             # events of the subtree, as the kernel gave them
@@ -224,6 +227,8 @@ cdef enum:
     NOTICE_OVERFLOW = 0
     NOTICE_LIMIT = 1
     NOTICE_DEPTH = 2
+    PAUSE_ROUNDS = 100          # marks in a row that bridge the pause between two events of one system call
+    LIMBO_ROUNDS_MAX = 20000    # a rename that has begun is over by then
     ATTEMPTS_MAX = 100          # after which a directory that cannot be reached by its path is given up
     DEPTH_MAX = 8192            # directories below a subject path; deeper ones are not watched
 
@@ -233,6 +238,8 @@ cdef struct Core:
     int fence_wd
     uint64_t fence_placed       # number of the last mark put into the queue
     uint64_t fence_passed       # number of the last mark that the reader came by
+    uint64_t event_passed       # that number when the event at hand came
+    int reading                 # the reader may have a batch at hand
     pthread_mutex_t data        # guards everything below
     pthread_mutex_t next        # taken before data by everybody, so that the reader's turn comes
     pthread_mutex_t low         # taken before next by everybody but the reader
@@ -297,6 +304,7 @@ cdef void core_lock_first(Core *core) noexcept nogil
 cdef void core_unlock_first(Core *core) noexcept nogil
 cdef int core_init(Core *core) noexcept nogil
 cdef uint64_t fence_place(Core *core) noexcept nogil
+cdef uint64_t fence_if_needed(Core *core) noexcept nogil
 cdef void fence_reset(Core *core) noexcept nogil
 cdef uint64_t name_hash(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil
 cdef WdEntry *wd_find(Core *core, int wd) noexcept nogil

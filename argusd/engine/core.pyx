@@ -25,6 +25,7 @@ from argusd.includes.linux cimport (
     IN_NONBLOCK,
     IN_OPEN,
     MFD_CLOEXEC,
+    POLLIN,
     close,
     eventfd,
     fchmod,
@@ -34,8 +35,11 @@ from argusd.includes.linux cimport (
     inotify_init1,
     inotify_rm_watch,
     memfd_create,
+    poll,
+    pollfd,
 )
 from argusd.includes.pthread cimport (
+    load_int,
     pthread_cond_init,
     pthread_cond_signal,
     pthread_mutex_init,
@@ -115,6 +119,15 @@ cdef uint64_t fence_place(Core *core) noexcept nogil:
     else:
         ftruncate(core.fence_fd, 1 if core.fence_placed & 2 else 0)
     return core.fence_placed
+
+
+cdef uint64_t fence_if_needed(Core *core) noexcept nogil:
+    """A mark before what comes now, or 0 when every event from before has been handled already. With the lock held."""
+    cdef pollfd waiter
+    waiter.fd, waiter.events = core.inotify_fd, POLLIN
+    if load_int(&core.reading) or poll(&waiter, 1, 0) > 0:
+        return fence_place(core)
+    return 0
 
 
 cdef bint fence_make(Core *core) noexcept nogil:

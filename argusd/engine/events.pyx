@@ -22,12 +22,14 @@ from argusd.engine.anchors cimport anchors_lose
 from argusd.engine.changes cimport end_node, hold, limbo_free, node_event, remember, window_settle
 from argusd.engine.core cimport (
     ANCHORED,
+    LIMBO_ROUNDS_MAX,
     NODE_DISPLACED,
     NODE_LIMBO,
     NODE_MOVED,
     NOISY,
     NOTICE_OVERFLOW,
     OVERFLOW_INDEX,
+    PAUSE_ROUNDS,
     Limbo,
     Retry,
     Root,
@@ -37,6 +39,7 @@ from argusd.engine.core cimport (
     Window,
     core_lock_first,
     core_unlock_first,
+    fence_place,
     fence_reset,
     wd_find,
     wd_forget,
@@ -119,6 +122,7 @@ cdef void settle(Reader *reader) noexcept nogil:
     cdef Window *oldest
     cdef Limbo *limbo
     cdef Limbo *next_limbo
+    cdef int rounds_max
     cdef Retry **link = &core.retries
     cdef Retry *retry
     cdef Root *root = core.unsettled
@@ -154,8 +158,14 @@ cdef void settle(Reader *reader) noexcept nogil:
         if not node_is(core, limbo.node, limbo.serial):
             limbo_free(core, limbo)
         elif limbo.fence and limbo.fence <= passed:
-            node_free_tree(core, limbo.node)
-            limbo_free(core, limbo)
+            # The rest of the same rename may still be to come: IN_MOVE_SELF surely, where there is a watch for it.
+            rounds_max = LIMBO_ROUNDS_MAX if limbo.cookie and core.nodes[limbo.node].wd >= 0 else PAUSE_ROUNDS
+            if limbo.rounds < rounds_max:
+                limbo.rounds += 1
+                limbo.fence = fence_place(core)
+            else:
+                node_free_tree(core, limbo.node)
+                limbo_free(core, limbo)
         limbo = next_limbo
     while link[0] != NULL:
         retry = link[0]
@@ -238,6 +248,7 @@ cdef void handle(Reader *reader, const inotify_event *event) noexcept nogil:
     if event.wd == core.fence_wd:
         if not event.mask & IN_IGNORED:
             core.fence_passed += 1
+            core.event_passed = core.fence_passed
             settle(reader)
         return
     reader.handled += 1
@@ -319,7 +330,7 @@ cdef void *reader_main(void *argument) noexcept nogil:
     sources[0].fd, sources[0].events = reader.core.inotify_fd, POLLIN
     sources[1].fd, sources[1].events = reader.stop_fd, POLLIN
     while True:
-        store_int(&reader.busy, 1)
+        store_int(&reader.core.reading, 1)
         reader.read_ns = file_time()
         size = read(reader.core.inotify_fd, reader.events, EVENTS_SIZE)
         if size > 0:
@@ -333,7 +344,7 @@ cdef void *reader_main(void *argument) noexcept nogil:
             break
         if end >= 0:                        # asked to stop, and the queue is empty
             break
-        store_int(&reader.busy, 0)
+        store_int(&reader.core.reading, 0)
         poll(sources, 2, -1)
         if sources[1].revents:
             end = milliseconds() + reader.drain_ms

@@ -110,10 +110,12 @@ cdef void replay_root(Reader *reader, const Buffer *events, size_t begin, size_t
         if not event.mask & mask or not node_is(core, held.node, held.serial) or not in_tree(core, held.node, top):
             continue
         reader.number += 1
+        core.event_passed = held.passed
         if event.mask & IN_IGNORED:
             end_node(core, held.node)
         else:
             node_event(reader, held.node, event)
+    core.event_passed = core.fence_passed
 
 
 cdef void tell_arrivals(Reader *reader, Root *root, const Buffer *triggers, bint known, bint other) noexcept nogil:

@@ -36,7 +36,6 @@ cdef struct Reader:
     CachedPath paths[PATHS]
     Stamp stamp
     char *events                    # what one read brought
-    int busy                        # a batch may be at hand
     Created *created                # ring of what was reported as created, for the repair after an overflow
     uint32_t created_at
     int64_t batch_ns                # when the batch was begun

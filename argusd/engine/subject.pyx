@@ -13,13 +13,14 @@ Facts about subject paths that shape this file:
 """
 
 from libc.errno cimport ELOOP, EMFILE, ENAMETOOLONG, ENFILE, ENOMEM, ENOSPC, ENOTDIR, ESRCH, errno
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strcmp, strlen, strrchr
 
 from argusd._records cimport Buffer, buffer_add, buffer_free
 from argusd.engine.anchors cimport anchor_add, anchors_drop
 from argusd.engine.core cimport (
     NODE_CREATED,
+    NODE_FIRST,
     NOISY,
     NOTICE_LIMIT,
     Anchor,
@@ -27,6 +28,7 @@ from argusd.engine.core cimport (
     Identity,
     core_lock,
     core_unlock,
+    fence_if_needed,
     wd_attach,
 )
 from argusd.engine.opening cimport add_watch, identify, lookup, same_file, watch_any
@@ -274,6 +276,7 @@ cdef uint32_t arm_found(Walk *walk, Root *root, Search *search, int *error) noex
     cdef Core *core = walk.core
     cdef bint tree = search.directory and root.subscription.recursive
     cdef uint32_t mask = wanted(root.subscription, tree), node
+    cdef uint64_t born = fence_if_needed(core)
     cdef int wd = watch_any(core, search.fd, mask)
     if wd < 0:
         error[0] = -wd
@@ -292,7 +295,9 @@ cdef uint32_t arm_found(Walk *walk, Root *root, Search *search, int *error) noex
     if node == 0 or wd_attach(core, wd, mask, node) == NULL:
         error[0] = ENOMEM
         return 0
+    core.nodes[node].born = <uint32_t>born
     if walk.initial:
+        core.nodes[node].flags |= NODE_FIRST
         root.top = node
     else:
         root.next_top = node

@@ -8,6 +8,7 @@ from argusd.engine.core cimport Core, Node, Root, Subscription
 cdef void node_unindex(Core *core, uint32_t node) noexcept nogil
 cdef uint32_t node_find(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil
 cdef uint32_t node_new(Core *core, uint32_t parent, Root *root, const char *name, size_t size) noexcept nogil
+cdef bint is_older(Core *core, uint32_t node) noexcept nogil
 cdef bint node_is(Core *core, uint32_t node, uint32_t serial) noexcept nogil
 cdef void node_move(Core *core, uint32_t node, uint32_t parent, const char *name, size_t size) noexcept nogil
 cdef void node_free_tree(Core *core, uint32_t node) noexcept nogil

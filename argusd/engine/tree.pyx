@@ -5,6 +5,7 @@ Nothing here looks at a file system. Nodes are named by index, because the arena
 directory is one node, its name, and its places in two hash tables.
 """
 
+from libc.stdint cimport int32_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset, strlen
 
@@ -149,6 +150,12 @@ cdef uint32_t node_new(Core *core, uint32_t parent, Root *root, const char *name
 
 cdef bint node_is(Core *core, uint32_t node, uint32_t serial) noexcept nogil:
     return core.nodes[node].serial == serial and core.nodes[node].root != NULL
+
+
+cdef bint is_older(Core *core, uint32_t node) noexcept nogil:
+    """Is the event at hand from before the node's watch stood? Then it is about something else under that name."""
+    cdef uint32_t born = core.nodes[node].born
+    return born != 0 and <int32_t>(born - <uint32_t>core.event_passed) > 0
 
 
 cdef void node_move(Core *core, uint32_t node, uint32_t parent, const char *name, size_t size) noexcept nogil:

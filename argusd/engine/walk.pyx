@@ -15,7 +15,7 @@ Facts about path lookup that shape this file:
 """
 
 from libc.errno cimport ELOOP, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESRCH, ESTALE, errno
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset, strlen
 
@@ -26,6 +26,7 @@ from argusd.engine.core cimport (
     NODE_CREATED,
     NODE_DISPLACED,
     NODE_DOUBT,
+    NODE_FIRST,
     NODE_LIMBO,
     NODE_MOVED,
     NODE_QUEUED,
@@ -36,16 +37,18 @@ from argusd.engine.core cimport (
     NOTICE_LIMIT,
     STRUCTURE,
     Echo,
+    Identity,
     WdEntry,
     Window,
     core_lock,
     core_unlock,
+    fence_if_needed,
     fence_place,
     wd_attach,
     wd_detach,
     wd_find,
 )
-from argusd.engine.opening cimport add_watch, below, lookup, place_open
+from argusd.engine.opening cimport add_watch, below, identify, lookup, place_open, same_file
 from argusd.engine.tree cimport (
     is_ignored,
     node_below,
@@ -509,8 +512,6 @@ cdef void note_entries(Walk *walk, uint32_t node, int fd, const char *entries, l
 cdef void list_directory(Walk *walk, uint32_t node, uint32_t serial, int fd, int wd) noexcept nogil:
     """Read a directory that was just armed, and close what stands open in the queue because of it."""
     cdef Core *core = walk.core
-    cdef Window *window
-    cdef Echo *echo
     cdef long size = 0
     cdef int reads = 0, error = 0
     cdef int reading = openat(fd, b".", O_RDONLY | O_DIRECTORY | O_NONBLOCK | O_CLOEXEC)
@@ -537,6 +538,14 @@ cdef void list_directory(Walk *walk, uint32_t node, uint32_t serial, int fd, int
         core_unlock(core)
     if reading >= 0:
         close(reading)
+    listing_done(walk, node, serial, reads, error)
+
+
+cdef void listing_done(Walk *walk, uint32_t node, uint32_t serial, int reads, int error) noexcept nogil:
+    """Close what stands open in the queue because of a listing, which read the directory so many times or failed."""
+    cdef Core *core = walk.core
+    cdef Window *window
+    cdef Echo *echo
     if not error and not core.windows and not core.echoes:
         return                          # nothing of ours can stand open: only this thread opens it for this node
     core_lock(core)
@@ -556,6 +565,29 @@ cdef void list_directory(Walk *walk, uint32_t node, uint32_t serial, int fd, int
     core_unlock(core)
 
 
+cdef bint still_there(int parent_fd, const char *name, int fd) noexcept nogil:
+    """Does the name still lead to the directory that was opened and is watched by now?"""
+    cdef Identity first, second
+    cdef int again = below(parent_fd, name)
+    cdef bint same
+    if again < 0:
+        return False
+    same = identify(fd, &first) and identify(again, &second) and same_file(&first, &second)
+    close(again)
+    return same
+
+
+cdef void withdraw(Walk *walk, uint32_t node, uint32_t serial, int wd) noexcept nogil:
+    """A directory was replaced while it was being armed: begin again when the events that tell have been handled."""
+    cdef Core *core = walk.core
+    core_lock(core)
+    if node_is(core, node, serial) and core.nodes[node].wd == wd:
+        wd_detach(core, node)
+        retry_push(core, node, False, walk.rescan)
+    core_unlock(core)
+    listing_done(walk, node, serial, 0, 0)
+
+
 cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     """Bring one directory in line with the file system: arm and list it, or check that it is where the tree has it."""
     cdef Core *core = walk.core
@@ -563,7 +595,8 @@ cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     cdef uint32_t parent, parent_serial
     cdef char name[256]
     cdef int parent_fd, fd, error, parent_wd, wd = -1
-    cdef bint moved
+    cdef bint moved, fresh = False
+    cdef uint64_t born
     core_lock(core)
     if not node_is(core, node, serial) or core.nodes[node].root.subscription.cancelled:
         core_unlock(core)
@@ -600,10 +633,19 @@ cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
             retry_push(core, node, False, walk.rescan)
         else:
             parent_wd = core.nodes[parent].wd if node_is(core, parent, parent_serial) else -1
+            fresh = core.nodes[node].wd < 0
+            born = fence_if_needed(core) if fresh else 0
             wd = arm(walk, node, serial, fd, name, parent_wd)
+            if wd >= 0 and fresh:
+                core.nodes[node].born = <uint32_t>born
+                core.nodes[node].flags |= NODE_FIRST if walk.initial else 0
     core_unlock(core)
     if wd < 0:
         close(fd)
+        return
+    if fresh and not walk.initial and not still_there(parent_fd, name, fd):
+        close(fd)
+        withdraw(walk, node, serial, wd)
         return
     chain_push(walk, node, serial, fd)
     list_directory(walk, node, serial, fd, wd)
