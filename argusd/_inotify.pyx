@@ -438,7 +438,8 @@ cdef class Engine:
         waiter.fd, waiter.events = self.core.inotify_fd, POLLIN
         with nogil:
             core_lock(&self.core)
-            busy = (load_int(&self.core.reading) or self.core.working or self.core.removal_count
+            busy = poll(&waiter, 1, 0) > 0      # before the next line, or a batch that was just read would be missed
+            busy = (busy or load_int(&self.core.reading) or self.core.working or self.core.removal_count
                     or self.core.job_count or self.core.root_first != NULL or self.core.unsettled != NULL
                     or self.core.windows != NULL or self.core.retries != NULL or self.core.echoes != NULL
                     or self.core.swaps != NULL or self.core.repair
@@ -447,7 +448,6 @@ cdef class Engine:
             while limbo != NULL:
                 busy = busy or node_is(&self.core, limbo.node, limbo.serial)
                 limbo = limbo.next
-            busy = busy or poll(&waiter, 1, 0) > 0
             core_unlock(&self.core)
         return not busy
 

@@ -45,6 +45,7 @@ from argusd.engine.tree cimport (
     node_move,
     node_new,
     node_next,
+    node_orphan,
     node_unindex,
 )
 from argusd.engine.window cimport window_add, window_find, window_free, window_name
@@ -92,12 +93,15 @@ cdef void window_event(Reader *reader, uint32_t node, const inotify_event *event
     if window == NULL or size == 0:
         return
     name = window_name(core, window, event.name, size)
+    if window.repair and not arrives and (
+            name == NULL or recent_has(core, core.nodes[node].wd, event.name, size)):
+        return                          # not known to be new
     if name == NULL:
         name = window_add(core, window, event.name, size, (event.mask & IN_ISDIR) != 0)
     if name == NULL or name.seen:
         return
     name.seen = True
-    if not arrives and not window.repair:
+    if not arrives:
         emit(reader, node, IN_CREATE, (event.mask & IN_ISDIR) != 0, event.name, size)
 
 
@@ -414,7 +418,7 @@ cdef void entry_event(Reader *reader, uint32_t node, const inotify_event *event,
         if child and core.nodes[child].wd < 0:
             node_free_tree(core, child)
         elif child:
-            node_unindex(core, child)       # still open somewhere: its own last events are to come
+            node_orphan(core, child)        # still open somewhere: its own last events are to come
 
 
 cdef void end_node(Core *core, uint32_t node) noexcept nogil:

@@ -15,5 +15,6 @@ cdef void node_free_tree(Core *core, uint32_t node) noexcept nogil
 cdef uint32_t node_next(Core *core, uint32_t top, uint32_t node) noexcept nogil
 cdef uint32_t node_depth(Core *core, uint32_t node) noexcept nogil
 cdef bint node_below(Core *core, uint32_t node, uint32_t ancestor) noexcept nogil
+cdef void node_orphan(Core *core, uint32_t node) noexcept nogil
 cdef void node_path(Core *core, uint32_t node, Buffer *out) noexcept nogil
 cdef bint is_ignored(const Subscription *subscription, const char *name, size_t size) noexcept nogil

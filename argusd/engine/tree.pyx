@@ -9,8 +9,8 @@ from libc.stdint cimport int32_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset, strlen
 
-from argusd._records cimport buffer_room
-from argusd.engine.core cimport NODE_INDEXED, NODE_MOVED, name_hash, wd_detach
+from argusd._records cimport buffer_add, buffer_room
+from argusd.engine.core cimport NODE_INDEXED, NODE_MOVED, NODE_ORPHAN, name_hash, wd_detach
 
 
 cdef inline uint32_t node_hash(Core *core, uint32_t node) noexcept nogil:
@@ -228,12 +228,31 @@ cdef bint node_below(Core *core, uint32_t node, uint32_t ancestor) noexcept nogi
     return node != 0
 
 
+cdef void node_orphan(Core *core, uint32_t node) noexcept nogil:
+    """The directory was removed, but its own last events are to come: they are told under the path that it had."""
+    cdef Buffer path
+    memset(&path, 0, sizeof(path))
+    node_path(core, node, &path)
+    if not buffer_room(&path, 1):
+        return
+    path.data[path.size] = 0
+    node_unindex(core, node)
+    free(core.nodes[node].name)
+    core.nodes[node].name = path.data
+    core.nodes[node].name_size = 0
+    core.nodes[node].flags |= NODE_ORPHAN
+    core.generation += 1
+
+
 cdef void node_path(Core *core, uint32_t node, Buffer *out) noexcept nogil:
     """Append the node's path as the container sees it, not sanitized."""
     cdef Root *root = core.nodes[node].root
     cdef size_t size = root.path_size
     cdef uint32_t at = node
     cdef char *end
+    if core.nodes[node].flags & NODE_ORPHAN:
+        buffer_add(out, core.nodes[node].name, strlen(core.nodes[node].name))
+        return
     while core.nodes[at].parent:
         size += <size_t>core.nodes[at].name_size + 1
         at = core.nodes[at].parent

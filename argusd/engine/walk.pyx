@@ -29,6 +29,7 @@ from argusd.engine.core cimport (
     NODE_FIRST,
     NODE_LIMBO,
     NODE_MOVED,
+    NODE_ORPHAN,
     NODE_QUEUED,
     NODE_QUIET,
     NODE_RELIST,
@@ -67,6 +68,8 @@ from argusd.includes.linux cimport (
     CLONE_FS,
     DT_DIR,
     DT_UNKNOWN,
+    IN_DELETE,
+    IN_DELETE_SELF,
     IN_MODIFY,
     IN_MOVED_TO,
     IN_MOVE_SELF,
@@ -360,6 +363,8 @@ cdef uint32_t wanted(const Subscription *subscription, bint quiet) noexcept nogi
         mask |= IN_MOVED_TO         # of ..data, in a Kubernetes volume
     if subscription.recursive:
         mask |= STRUCTURE
+        if mask & IN_DELETE_SELF:
+            mask |= IN_DELETE           # so that a late IN_DELETE_SELF is told under the right path
         if quiet:
             mask &= ~NOISY
     if subscription.follow_move:
@@ -605,7 +610,7 @@ cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     core.nodes[node].flags &= <unsigned short>~(NODE_QUEUED | NODE_MOVED)
     root = core.nodes[node].root
     parent = core.nodes[node].parent
-    if parent == 0 or core.nodes[node].flags & (NODE_LIMBO | NODE_DISPLACED):
+    if parent == 0 or core.nodes[node].flags & (NODE_LIMBO | NODE_DISPLACED | NODE_ORPHAN):
         core_unlock(core)
         return
     if moved:
