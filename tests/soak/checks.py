@@ -67,6 +67,8 @@ class Judge:
         for (event, name, directory), happened in self._history.happenings.items():
             if event != "CREATE" or not name.startswith("u") or not self._subject.wants("CREATE"):
                 continue
+            if happened[0].record.operation.kind == "link":  # the file may be an old one: its birth does not tell
+                continue
             stays = [presence for presence in self._history.presences[name, directory] if presence.until == FOREVER]
             told = any(self._entries.get((arrival, name, directory)) for arrival in ARRIVALS)
             if stays and not told and all(self._certainty.until(h.parent, FOREVER) for h in happened):
