@@ -18,6 +18,7 @@ from libc.string cimport memcpy, memset, strcmp, strlen, strrchr
 
 from argusd._records cimport Buffer, buffer_add, buffer_free
 from argusd.engine.anchors cimport anchor_add, anchors_drop
+from argusd.engine.directory cimport drain_stack, finish, wanted
 from argusd.engine.core cimport (
     NODE_CREATED,
     NODE_FIRST,
@@ -31,18 +32,10 @@ from argusd.engine.core cimport (
     fence_if_needed,
     wd_attach,
 )
+from argusd.engine.listing cimport expect_echoes, list_directory
 from argusd.engine.opening cimport add_watch, identify, lookup, same_file, watch_any
 from argusd.engine.tree cimport is_ignored, node_free_tree, node_is, node_new
-from argusd.engine.walk cimport (
-    chain_push,
-    drain_stack,
-    expect_echoes,
-    finish,
-    list_directory,
-    node_open,
-    walk_enter,
-    wanted,
-)
+from argusd.engine.walk cimport chain_push, node_open, walk_enter
 from argusd.engine.window cimport window_open
 from argusd.engine.work cimport notice_push, root_unsettle
 from argusd.includes.linux cimport (

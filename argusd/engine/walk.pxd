@@ -35,11 +35,7 @@ cdef void walk_leave(Walk *walk) noexcept nogil
 cdef void walk_free(Walk *walk) noexcept nogil
 cdef int walk_enter(Walk *walk, Root *root) noexcept nogil
 cdef int node_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil
-cdef uint32_t wanted(const Subscription *subscription, bint quiet) noexcept nogil
-cdef int arm(Walk *walk, uint32_t node, uint32_t serial, int fd, const char *name, int parent_wd) noexcept nogil
-cdef void expect_echoes(Walk *walk, int wd, int parent_wd, const char *name) noexcept nogil
-cdef void rescan_window(Core *core, uint32_t node) noexcept nogil
-cdef void list_directory(Walk *walk, uint32_t node, uint32_t serial, int fd, int wd) noexcept nogil
-cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil
-cdef void drain_stack(Walk *walk) noexcept nogil
-cdef void finish(Walk *walk, uint32_t top, uint32_t serial) noexcept nogil
+cdef int parent_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil
+cdef bint stack_push(Walk *walk, uint32_t node) noexcept nogil
+cdef void failed(Walk *walk, uint32_t node, int error) noexcept nogil
+cdef void lost(Walk *walk, uint32_t node, uint32_t serial, int error) noexcept nogil

@@ -11,6 +11,7 @@ from libc.stdlib cimport realloc
 from libc.string cimport memset, strdup, strlen, strncmp
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
+from argusd.engine.directory cimport drain_stack, finish, step
 from argusd.engine.core cimport (
     ANCHORED,
     Core,
@@ -27,25 +28,11 @@ from argusd.engine.core cimport (
     wd_find,
     wd_forget,
 )
+from argusd.engine.listing cimport expect_echoes, list_directory, rescan_window
 from argusd.engine.mounts cimport mounts_check
 from argusd.engine.subject cimport look_up
 from argusd.engine.tree cimport node_is
-from argusd.engine.walk cimport (
-    ENTRIES,
-    Walk,
-    chain_push,
-    drain_stack,
-    expect_echoes,
-    finish,
-    list_directory,
-    node_open,
-    rescan_window,
-    step,
-    walk_enter,
-    walk_free,
-    walk_init,
-    walk_leave,
-)
+from argusd.engine.walk cimport ENTRIES, Walk, chain_push, node_open, walk_enter, walk_free, walk_init, walk_leave
 from argusd.includes.linux cimport (
     DT_LNK,
     DT_UNKNOWN,
