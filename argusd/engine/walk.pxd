@@ -13,6 +13,7 @@ cdef enum:
 cdef struct Walk:
     Core *core
     Root *root                      # of the tree that the descriptors belong to
+    int home_fd                     # the working directory that the thread had
     int place_fd                    # the container's root, -1 when not open
     int chain_count
     uint32_t chain_node[CHAIN]

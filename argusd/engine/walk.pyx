@@ -25,13 +25,16 @@ from argusd.engine.tree cimport node_is
 from argusd.engine.work cimport notice_push, retry_push
 from argusd.includes.linux cimport (
     CLONE_FS,
+    O_CLOEXEC,
     O_DIRECTORY,
     O_PATH,
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
     chdir,
     close,
+    fchdir,
     inotify_rm_watch,
+    open,
     unshare,
 )
 
@@ -45,6 +48,7 @@ cdef int walk_init(Walk *walk, Core *core) noexcept nogil:
     memset(walk, 0, sizeof(Walk))
     walk.core = core
     walk.place_fd = -1
+    walk.home_fd = open(b".", O_PATH | O_DIRECTORY | O_CLOEXEC)
     if unshare(CLONE_FS) != 0:
         return errno
     walk.entries = <char *>malloc(ENTRIES)
@@ -89,11 +93,14 @@ cdef void walk_leave(Walk *walk) noexcept nogil:
         close(walk.place_fd)
         walk.place_fd = -1
     walk.root = NULL
-    chdir(b"/")
+    if fchdir(walk.home_fd) != 0:
+        chdir(b"/")
 
 
 cdef void walk_free(Walk *walk) noexcept nogil:
     walk_leave(walk)
+    if walk.home_fd >= 0:
+        close(walk.home_fd)
     free(walk.stack)
     free(walk.entries)
     buffer_free(&walk.path)
