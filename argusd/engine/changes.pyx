@@ -19,14 +19,17 @@ from libc.string cimport memcmp, memcpy, memset, strlen, strncmp
 from argusd._records cimport buffer_add, buffer_free
 from argusd.engine.core cimport (
     DEPTH_MAX,
+    LIMBO_ROUNDS_MAX,
     NODE_CREATED,
     NODE_DEPARTED,
     NODE_DISPLACED,
+    NODE_EXPECT,
     NODE_FIRST,
     NODE_LIMBO,
     NODE_MOVED,
     NODE_RELIST,
     NODE_WINDOW,
+    PAUSE_ROUNDS,
     Name,
     Root,
     Subscription,
@@ -68,6 +71,7 @@ from argusd.includes.linux cimport (
 
 
 cdef enum:
+    NO_COOKIE = 0xFFFFFFFF          # in Limbo.cookie: matches no event
     HELD_MAX = 4 * 1024 * 1024      # bytes of events held back for one moved directory or subject path
 
 
@@ -282,6 +286,7 @@ cdef void moved_to(Reader *reader, uint32_t parent, const inotify_event *event, 
         if overtaken:
             displace(core, node)
         else:
+            core.nodes[node].flags |= NODE_EXPECT
             job_push(core, node)
         replay(reader, &deferred)
     else:
@@ -369,6 +374,21 @@ cdef bint follow(Reader *reader, Root *root) noexcept nogil:
     return True
 
 
+cdef void stray(Core *core, uint32_t node) noexcept nogil:
+    """A directory was moved, but the events that would tell where were merged with others: hold back what it tells.
+
+    Should it be in the tree, the walker finds it there and takes it over. If not, it goes.
+    """
+    cdef Limbo *limbo = limbo_push(core, node, NO_COOKIE)
+    if limbo == NULL:
+        node_free_tree(core, node)
+        return
+    node_unindex(core, node)
+    core.nodes[node].flags |= NODE_LIMBO
+    limbo.rounds = LIMBO_ROUNDS_MAX - PAUSE_ROUNDS      # no other event of it is to be waited for
+    limbo.fence = fence_place(core)
+
+
 cdef void move_self(Reader *reader, uint32_t node, const inotify_event *event) noexcept nogil:
     """A watched file or directory has a new place, or none that we know."""
     cdef Core *core = reader.core
@@ -390,7 +410,11 @@ cdef void move_self(Reader *reader, uint32_t node, const inotify_event *event) n
     elif limbo == NULL:
         if root.subscription.mask & BOTH_MOVES != BOTH_MOVES:   # else the pair of events has told it
             report(reader, node, event, 0)
-        job_push(core, node)                # inside the tree: check that it is where the pair put it
+        if core.nodes[node].flags & NODE_EXPECT:
+            core.nodes[node].flags &= <unsigned short>~NODE_EXPECT
+            job_push(core, node)            # inside the tree: check that it is where the pair put it
+        else:
+            stray(core, node)
 
 
 cdef void entry_event(Reader *reader, uint32_t node, const inotify_event *event, size_t size) noexcept nogil:

@@ -25,6 +25,7 @@ cdef enum:
     NODE_DOUBT = 1024           # was found to be another directory than the tree has; events may explain it
     NODE_FIRST = 2048           # armed by the first walk of its subscription
     NODE_ORPHAN = 4096          # removed while somebody has it open: its name is the whole path that it had
+    NODE_EXPECT = 8192          # was moved, as a pair of events told: its IN_MOVE_SELF is to come
     NODE_RELIST = 512           # its subdirectories are within maxDepth now, and to be found
     NODE_DEPARTED = 256         # a subject's file that lost its name: only its end is still reported
 

@@ -13,6 +13,7 @@ from argusd.engine.core cimport (
     NODE_CREATED,
     NODE_DISPLACED,
     NODE_DOUBT,
+    NODE_EXPECT,
     NODE_FIRST,
     NODE_LIMBO,
     NODE_MOVED,
@@ -153,6 +154,7 @@ cdef int arm(Walk *walk, uint32_t node, uint32_t serial, int fd, const char *nam
         failed(walk, node, ENOMEM)
         return -1
     core.nodes[node].attempts = 0
+    core.nodes[node].flags &= <unsigned short>~NODE_EXPECT
     if subscription.mask & NOISY:
         core.nodes[node].flags |= NODE_QUIET
     if core.nodes[node].flags & NODE_CREATED:

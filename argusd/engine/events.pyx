@@ -176,9 +176,8 @@ cdef void settle(Reader *reader) noexcept nogil:
         if node_is(core, retry.node, retry.serial) and retry.attempt == core.nodes[retry.node].attempts:
             if not retry.gone or core.nodes[retry.node].flags & (NODE_MOVED | NODE_LIMBO | NODE_DISPLACED):
                 job_push(core, retry.node)
-            elif core.nodes[retry.node].wd < 0 or retry.rescan:
+            else:
                 node_free_tree(core, retry.node)
-            # else it was removed while somebody has it open: its own last events are to come
         free(retry)
     if core.repair and core.repairing == 0 and core.windows == NULL:
         end_repair(core)
