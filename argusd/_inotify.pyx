@@ -16,7 +16,7 @@ from libc.errno cimport errno
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport strdup
-from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from argusd._output cimport Output
 from argusd._records cimport Encoder, buffer_free
@@ -33,6 +33,7 @@ from argusd.engine.core cimport (
     core_init,
     core_lock,
     core_unlock,
+    monotonic_ns,
 )
 from argusd.engine.events cimport reader_free, reader_init, reader_main
 from argusd.engine.opening cimport openat2_works
@@ -101,12 +102,6 @@ class Armed(NamedTuple):
     errors: tuple
     directories: int
     seconds: float
-
-
-cdef double monotonic() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return now.tv_sec + now.tv_nsec * 1e-9
 
 
 cdef void subscription_free(Subscription *subscription) noexcept nogil:
@@ -273,7 +268,7 @@ cdef class Engine:
         cdef Subscription *subscription
         cdef Walk walk
         cdef int i, error
-        cdef double begin = monotonic()
+        cdef long long begin_ns = monotonic_ns()
         self.check_open()
         with nogil:
             core_lock(&self.core)
@@ -304,7 +299,7 @@ cdef class Engine:
         return Armed(
             tuple([subscription.roots[i].error for i in range(subscription.root_count)]),
             subscription.directories,
-            monotonic() - begin,
+            (monotonic_ns() - begin_ns) * 1e-9,
         )
 
     def switch(self, on, off):

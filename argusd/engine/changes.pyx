@@ -43,6 +43,7 @@ from argusd.engine.tree cimport (
     is_older,
     node_depth,
     node_find,
+    node_free_below,
     node_free_tree,
     node_is,
     node_move,
@@ -246,8 +247,7 @@ cdef void prune(Core *core, uint32_t top) noexcept nogil:
         return
     while node:
         if core.nodes[node].first_child and node_depth(core, node) >= <uint32_t>limit:
-            while core.nodes[node].first_child:
-                node_free_tree(core, core.nodes[node].first_child)
+            node_free_below(core, node)
         node = node_next(core, top, node)
 
 

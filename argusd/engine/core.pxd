@@ -305,6 +305,7 @@ cdef void core_unlock(Core *core) noexcept nogil
 cdef void core_lock_first(Core *core) noexcept nogil
 cdef void core_unlock_first(Core *core) noexcept nogil
 cdef int core_init(Core *core) noexcept nogil
+cdef int64_t monotonic_ns() noexcept nogil
 cdef uint64_t fence_place(Core *core) noexcept nogil
 cdef uint64_t fence_if_needed(Core *core) noexcept nogil
 cdef void fence_reset(Core *core) noexcept nogil
@@ -313,4 +314,5 @@ cdef WdEntry *wd_find(Core *core, int wd) noexcept nogil
 cdef WdEntry *wd_attach(Core *core, int wd, uint32_t mask, uint32_t node) noexcept nogil
 cdef void wd_detach(Core *core, uint32_t node) noexcept nogil
 cdef void wd_release(Core *core, int wd) noexcept nogil
+cdef void wd_stray(Core *core, int wd, uint32_t mask) noexcept nogil
 cdef void wd_forget(Core *core, int wd) noexcept nogil

@@ -9,6 +9,7 @@ from libc.errno cimport ENOMEM, errno
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from argusd.includes.linux cimport (
     EFD_CLOEXEC,
@@ -105,6 +106,12 @@ cdef int core_init(Core *core) noexcept nogil:
     pthread_mutex_init(&core.low, NULL)
     pthread_cond_init(&core.work, NULL)
     return 0
+
+
+cdef int64_t monotonic_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
 cdef uint64_t fence_place(Core *core) noexcept nogil:
@@ -260,6 +267,14 @@ cdef void wd_release(Core *core, int wd) noexcept nogil:
     core.removals[core.removal_count] = wd
     core.removal_count += 1
     pthread_cond_signal(&core.work)
+
+
+cdef void wd_stray(Core *core, int wd, uint32_t mask) noexcept nogil:
+    """A watch was asked for on a path that turned out to lead to another inode: undo it where it was a new one."""
+    if wd_find(core, wd) == NULL:
+        inotify_rm_watch(core.inotify_fd, wd)
+    else:
+        wd_attach(core, wd, mask, 0)        # somebody else's: it is asked for more now
 
 
 cdef void wd_forget(Core *core, int wd) noexcept nogil:

@@ -34,22 +34,15 @@ from argusd.engine.core cimport (
     wd_attach,
     wd_detach,
     wd_find,
+    wd_stray,
 )
 from argusd.engine.listing cimport expect_echoes, list_directory, listing_done, rescan_window
 from argusd.engine.opening cimport add_watch, below, identify, same_file
-from argusd.engine.tree cimport node_below, node_free_tree, node_is, node_move, node_next
+from argusd.engine.tree cimport node_below, node_free_below, node_is, node_move, node_next
 from argusd.engine.walk cimport chain_push, failed, lost, node_open, parent_open, stack_push, walk_enter
 from argusd.engine.window cimport window_open
 from argusd.engine.work cimport job_push, retry_push
-from argusd.includes.linux cimport (
-    IN_DELETE,
-    IN_DELETE_SELF,
-    IN_MODIFY,
-    IN_MOVED_TO,
-    IN_MOVE_SELF,
-    close,
-    inotify_rm_watch,
-)
+from argusd.includes.linux cimport IN_DELETE, IN_DELETE_SELF, IN_MODIFY, IN_MOVED_TO, IN_MOVE_SELF, close
 from argusd.includes.pthread cimport load_int
 
 
@@ -134,17 +127,13 @@ cdef int arm(Walk *walk, uint32_t node, uint32_t serial, int fd, const char *nam
     other = other_place(core, node, wd)
     if (core.nodes[node].wd >= 0 or other) and not core.nodes[node].flags & NODE_DOUBT:
         # The tree has another directory here, or this one elsewhere. Events on their way may say why: look again then.
-        if wd_find(core, wd) == NULL:
-            inotify_rm_watch(core.inotify_fd, wd)
-        else:
-            wd_attach(core, wd, mask, 0)
+        wd_stray(core, wd, mask)
         core.nodes[node].flags |= NODE_DOUBT
         retry_push(core, node, False, walk.rescan)
         return -1
     core.nodes[node].flags &= <unsigned short>~NODE_DOUBT
     if core.nodes[node].wd >= 0:
-        while core.nodes[node].first_child:
-            node_free_tree(core, core.nodes[node].first_child)
+        node_free_below(core, node)
         wd_detach(core, node)
     if other:
         if wd_attach(core, wd, mask, 0) != NULL:

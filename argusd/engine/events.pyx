@@ -13,7 +13,7 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset, strlen
-from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from argusd._output cimport SINKS_MAX
 from argusd._records cimport buffer_free, stamp_set
@@ -41,6 +41,7 @@ from argusd.engine.core cimport (
     core_unlock_first,
     fence_place,
     fence_reset,
+    monotonic_ns,
     wd_find,
     wd_forget,
 )
@@ -311,19 +312,13 @@ cdef void handle_batch(Reader *reader, size_t size, int *count) noexcept nogil:
         tell_python(reader.core)
 
 
-cdef long milliseconds() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return now.tv_sec * 1000 + now.tv_nsec // 1000000
-
-
 cdef void *reader_main(void *argument) noexcept nogil:
     """The life of the reader thread: it never takes the GIL, and never waits for output or a file system."""
     cdef Reader *reader = <Reader *>argument
     cdef pollfd sources[2]
     cdef ssize_t size
     cdef int count = 0
-    cdef long end = -1
+    cdef int64_t end = -1
     reader.thread_id = syscall(SYS_gettid)
     setpriority(PRIO_PROCESS, <unsigned int>reader.thread_id, -20)  # the kernel's queue waits for nobody; may fail
     sources[0].fd, sources[0].events = reader.core.inotify_fd, POLLIN
@@ -334,7 +329,7 @@ cdef void *reader_main(void *argument) noexcept nogil:
         size = read(reader.core.inotify_fd, reader.events, EVENTS_SIZE)
         if size > 0:
             handle_batch(reader, <size_t>size, &count)
-            if end >= 0 and milliseconds() > end:
+            if end >= 0 and monotonic_ns() > end:
                 break
             if count >= BUSY and end < 0:
                 usleep(NAP_US)
@@ -346,7 +341,7 @@ cdef void *reader_main(void *argument) noexcept nogil:
         store_int(&reader.core.reading, 0)
         poll(sources, 2, -1)
         if sources[1].revents:
-            end = milliseconds() + reader.drain_ms
+            end = monotonic_ns() + <int64_t>reader.drain_ms * 1000000
     return NULL
 
 

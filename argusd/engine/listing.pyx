@@ -14,7 +14,6 @@ from argusd.engine.core cimport (
     NODE_QUEUED,
     NOISY,
     NOTICE_DEPTH,
-    Echo,
     Root,
     Subscription,
     WdEntry,
@@ -26,7 +25,7 @@ from argusd.engine.core cimport (
 )
 from argusd.engine.tree cimport is_ignored, node_depth, node_find, node_is, node_new
 from argusd.engine.walk cimport ENTRIES, failed, stack_push
-from argusd.engine.window cimport echo_expect, window_add, window_find, window_name, window_open
+from argusd.engine.window cimport echo_expect, echoes_end, window_add, window_find, window_name, window_open
 from argusd.engine.work cimport notice_push
 from argusd.includes.linux cimport (
     AT_SYMLINK_NOFOLLOW,
@@ -180,7 +179,6 @@ cdef void listing_done(Walk *walk, uint32_t node, uint32_t serial, int reads, in
     """Close what stands open in the queue because of a listing, which read the directory so many times or failed."""
     cdef Core *core = walk.core
     cdef Window *window
-    cdef Echo *echo
     if not error and not core.windows and not core.echoes:
         return                          # nothing of ours can stand open: only this thread opens it for this node
     core_lock(core)
@@ -191,10 +189,5 @@ cdef void listing_done(Walk *walk, uint32_t node, uint32_t serial, int reads, in
         window = window.next
     if error and node_is(core, node, serial):
         failed(walk, node, error)
-    echo = core.echoes
-    while echo != NULL:
-        if echo.fence == 0 and echo.walk == walk:
-            echo.accesses = max(0, reads - ((1 << 30) - echo.accesses))
-            echo.fence = fence_place(core)
-        echo = echo.next
+    echoes_end(core, walk, reads)
     core_unlock(core)

@@ -15,7 +15,7 @@ from argusd.engine.changes cimport Held, end_node, follow, node_event
 from argusd.engine.core cimport NODE_DEPARTED, TRIGGER_DIRECTORY, TRIGGER_LAST, TRIGGER_MOVED, TRIGGER_OVER, Anchor
 from argusd.engine.opening cimport same_file
 from argusd.engine.report cimport emit_subject
-from argusd.engine.tree cimport node_free_tree, node_is
+from argusd.engine.tree cimport node_free_below, node_free_tree, node_is
 from argusd.engine.work cimport root_push, root_settled
 from argusd.includes.linux cimport (
     IN_ATTRIB,
@@ -166,8 +166,7 @@ cdef void depart(Reader *reader, Root *root, const Buffer *held, size_t left_at,
     if root.moved:
         node_free_tree(core, top)
         return
-    while core.nodes[top].first_child:
-        node_free_tree(core, core.nodes[top].first_child)
+    node_free_below(core, top)
     if root.departed:
         node_free_tree(core, root.departed)
     root.departed = top

@@ -202,6 +202,11 @@ cdef void node_free_tree(Core *core, uint32_t node) noexcept nogil:
         at = parent
 
 
+cdef void node_free_below(Core *core, uint32_t node) noexcept nogil:
+    while core.nodes[node].first_child:
+        node_free_tree(core, core.nodes[node].first_child)
+
+
 cdef uint32_t node_next(Core *core, uint32_t top, uint32_t node) noexcept nogil:
     """The node after ``node`` in a walk, parents first, through the tree below ``top``; 0 at the end."""
     if core.nodes[node].first_child:

@@ -19,7 +19,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset, strlen
 
 from argusd._records cimport buffer_add, buffer_free, buffer_room
-from argusd.engine.core cimport ANCHORED, NOTICE_LIMIT, WdEntry, core_lock, core_unlock, wd_attach, wd_find
+from argusd.engine.core cimport ANCHORED, NOTICE_LIMIT, WdEntry, core_lock, core_unlock, wd_find, wd_stray
 from argusd.engine.opening cimport add_watch, below, lookup, place_open
 from argusd.engine.tree cimport node_is
 from argusd.engine.work cimport notice_push, retry_push
@@ -33,7 +33,6 @@ from argusd.includes.linux cimport (
     chdir,
     close,
     fchdir,
-    inotify_rm_watch,
     open,
     unshare,
 )
@@ -179,10 +178,7 @@ cdef bint is_same(Walk *walk, uint32_t node, uint32_t serial, int fd) noexcept n
         wd = add_watch(core, fd, mask)
         same = wd == core.nodes[node].wd
         if wd >= 0 and not same:
-            if wd_find(core, wd) == NULL:
-                inotify_rm_watch(core.inotify_fd, wd)
-            else:
-                wd_attach(core, wd, mask, 0)
+            wd_stray(core, wd, mask)
     core_unlock(core)
     return same
 

@@ -9,13 +9,12 @@ judged only when the mark behind them comes out of the queue).
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport realloc
 from libc.string cimport memset, strdup, strlen, strncmp
-from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from argusd.engine.directory cimport drain_stack, finish, step
 from argusd.engine.core cimport (
     ANCHORED,
     Core,
-    Echo,
     Job,
     Name,
     Root,
@@ -25,6 +24,7 @@ from argusd.engine.core cimport (
     core_lock,
     core_unlock,
     fence_place,
+    monotonic_ns,
     wd_find,
     wd_forget,
 )
@@ -33,6 +33,7 @@ from argusd.engine.mounts cimport mounts_check
 from argusd.engine.subject cimport look_up
 from argusd.engine.tree cimport node_is
 from argusd.engine.walk cimport ENTRIES, Walk, chain_push, node_open, walk_enter, walk_free, walk_init, walk_leave
+from argusd.engine.window cimport echoes_end
 from argusd.includes.linux cimport (
     DT_LNK,
     DT_UNKNOWN,
@@ -195,7 +196,7 @@ cdef void do_swap(Walk *walk, Swap *swap) noexcept nogil:
     cdef Root *root
     cdef uint32_t parent
     cdef long size
-    cdef int fd = -1, reading = -1
+    cdef int fd = -1, reading = -1, reads = 0
     core_lock(core)
     root = core.nodes[swap.node].root if node_is(core, swap.node, swap.serial) else NULL
     core_unlock(core)
@@ -211,6 +212,7 @@ cdef void do_swap(Walk *walk, Swap *swap) noexcept nogil:
         reading = openat(fd, b".", O_RDONLY | O_DIRECTORY | O_NONBLOCK | O_CLOEXEC)
     while reading >= 0:
         size = syscall(SYS_getdents64, reading, walk.entries, ENTRIES)
+        reads += 1
         if size <= 0:
             break
         find_links(walk, reading, swap, walk.entries, size)
@@ -221,16 +223,8 @@ cdef void do_swap(Walk *walk, Swap *swap) noexcept nogil:
     walk_leave(walk)
     core_lock(core)
     swap.fence = fence_place(core)
-    end_listing(walk, swap.fence)
+    echoes_end(core, walk, reads)
     core_unlock(core)
-
-
-cdef void end_listing(Walk *walk, uint64_t fence) noexcept nogil:
-    cdef Echo *echo = walk.core.echoes
-    while echo != NULL:
-        if echo.fence == 0 and echo.walk == walk:
-            echo.fence = fence
-        echo = echo.next
 
 
 cdef bint remove_watches(Core *core) noexcept nogil:
@@ -302,12 +296,6 @@ cdef bint work_once(Walk *walk) noexcept nogil:
         return False
     pthread_mutex_lock(&core.data)
     return True
-
-
-cdef long long monotonic_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <long long>now.tv_sec * 1000000000 + now.tv_nsec
 
 
 cdef long long check_mounts(Walk *walk, unsigned long long round) noexcept nogil:

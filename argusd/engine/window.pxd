@@ -11,4 +11,5 @@ cdef Name *window_add(Core *core, Window *window, const char *name, size_t size,
 cdef void window_free(Core *core, Window *window) noexcept nogil
 cdef Echo *echo_expect(Core *core, void *walk, int wd, const char *name) noexcept nogil
 cdef bint echo_drop(Core *core, int wd, uint32_t mask, const char *name) noexcept nogil
+cdef void echoes_end(Core *core, void *walk, int reads) noexcept nogil
 cdef void echoes_expire(Core *core) noexcept nogil

@@ -13,9 +13,13 @@ Facts about inotify that make this necessary:
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, strcmp, strdup
 
-from argusd.engine.core cimport NODE_WINDOW, name_hash
+from argusd.engine.core cimport NODE_WINDOW, fence_place, name_hash
 from argusd.engine.tree cimport node_is
 from argusd.includes.linux cimport IN_ACCESS, IN_CLOSE_NOWRITE
+
+
+cdef enum:
+    UNKNOWN_READS = 1 << 30
 
 
 cdef Window *window_open(Core *core, uint32_t node) noexcept nogil:
@@ -124,7 +128,7 @@ cdef Echo *echo_expect(Core *core, void *walk, int wd, const char *name) noexcep
         echo.name = strdup(name)
     echo.opens = 1
     echo.closes = 1
-    echo.accesses = 1 << 30     # until the listing says how often it read
+    echo.accesses = UNKNOWN_READS       # until the listing says how often it read
     echo.next = core.echoes
     core.echoes = echo
     return echo
@@ -146,6 +150,16 @@ cdef bint echo_drop(Core *core, int wd, uint32_t mask, const char *name) noexcep
                 return True
         echo = echo.next
     return False
+
+
+cdef void echoes_end(Core *core, void *walk, int reads) noexcept nogil:
+    """A walk's listing, which read the directory so many times, is over: a mark behind it ends what it expected."""
+    cdef Echo *echo = core.echoes
+    while echo != NULL:
+        if echo.fence == 0 and echo.walk == walk:
+            echo.accesses = max(0, reads - (UNKNOWN_READS - echo.accesses))
+            echo.fence = fence_place(core)
+        echo = echo.next
 
 
 cdef void echoes_expire(Core *core) noexcept nogil:

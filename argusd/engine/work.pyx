@@ -13,11 +13,11 @@ from argusd.engine.core cimport (
     Limbo,
     NoticeEntry,
     Retry,
-    Window,
     fence_place,
     name_hash,
 )
 from argusd.engine.tree cimport node_free_tree, node_path
+from argusd.engine.window cimport window_free
 from argusd.includes.linux cimport close, write
 from argusd.includes.pthread cimport pthread_cond_destroy, pthread_cond_signal, pthread_mutex_destroy, swap_int
 
@@ -220,7 +220,6 @@ cdef bint recent_has(Core *core, int wd, const char *name, size_t size) noexcept
 cdef void core_free(Core *core) noexcept nogil:
     """Give everything back. No thread may use the core any more; subscriptions are the engine's to free."""
     cdef uint32_t i
-    cdef Window *window
     cdef Echo *echo
     cdef Limbo *limbo
     cdef Retry *retry
@@ -228,13 +227,7 @@ cdef void core_free(Core *core) noexcept nogil:
     for i in range(1, core.node_end):
         free(core.nodes[i].name)
     while core.windows != NULL:
-        window = core.windows
-        core.windows = window.next
-        for i in range(window.count):
-            free(window.names[i].bytes)
-        free(window.names)
-        free(window.index)
-        free(window)
+        window_free(core, core.windows)
     while core.echoes != NULL:
         echo = core.echoes
         core.echoes = echo.next

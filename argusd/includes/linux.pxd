@@ -10,9 +10,9 @@ cdef extern from "<sys/inotify.h>" nogil:
         uint32_t len
         char name[0]
     int IN_NONBLOCK, IN_CLOEXEC
-    uint32_t IN_ACCESS, IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_CLOSE_NOWRITE, IN_OPEN
+    uint32_t IN_ACCESS, IN_MODIFY, IN_ATTRIB, IN_CLOSE_NOWRITE, IN_OPEN
     uint32_t IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF
-    uint32_t IN_UNMOUNT, IN_Q_OVERFLOW, IN_IGNORED, IN_ONLYDIR, IN_DONT_FOLLOW, IN_MASK_ADD, IN_ISDIR
+    uint32_t IN_UNMOUNT, IN_Q_OVERFLOW, IN_IGNORED, IN_ONLYDIR, IN_MASK_ADD, IN_ISDIR
     int inotify_init1(int flags)
     int inotify_add_watch(int fd, const char *path, uint32_t mask)
     int inotify_rm_watch(int fd, int wd)
