@@ -436,12 +436,13 @@ cdef class Engine:
             busy = poll(&waiter, 1, 0) > 0      # before the next line, or a batch that was just read would be missed
             busy = (busy or load_int(&self.core.reading) or self.core.working or self.core.removal_count
                     or self.core.job_count or self.core.root_first != NULL or self.core.unsettled != NULL
-                    or self.core.windows != NULL or self.core.retries != NULL or self.core.echoes != NULL
+                    or self.core.windows != NULL or self.core.retries != NULL or self.core.looks != NULL
+                    or self.core.echoes != NULL
                     or self.core.swaps != NULL or self.core.repair
                     or self.core.fence_passed != self.core.fence_placed)
             limbo = self.core.limbo
             while limbo != NULL:
-                busy = busy or node_is(&self.core, limbo.node, limbo.serial)
+                busy = busy or not limbo.arrived and node_is(&self.core, limbo.node, limbo.serial)
                 limbo = limbo.next
             core_unlock(&self.core)
         return not busy

@@ -19,40 +19,56 @@ from libc.string cimport memcmp, memcpy, memset, strlen, strncmp
 from argusd._records cimport buffer_add, buffer_free
 from argusd.engine.core cimport (
     DEPTH_MAX,
-    LIMBO_ROUNDS_MAX,
     NODE_CREATED,
     NODE_DEPARTED,
     NODE_DISPLACED,
-    NODE_EXPECT,
     NODE_FIRST,
     NODE_LIMBO,
     NODE_MOVED,
+    NODE_ORPHAN,
+    NODE_QUIET,
     NODE_RELIST,
+    NODE_STILL,
+    NODE_UNLISTED,
     NODE_WINDOW,
-    PAUSE_ROUNDS,
+    NOISY,
+    ORIGINS,
+    Look,
     Name,
+    Node,
+    Origin,
     Root,
     Subscription,
-    fence_place,
+    WdEntry,
+    monotonic_ns,
     name_hash,
+    wd_attach,
+    wd_detach,
+    wd_find,
+    wd_unused,
 )
 from argusd.engine.opening cimport place_open
 from argusd.engine.report cimport CREATED_KEPT, Created, emit, report
 from argusd.engine.tree cimport (
+    is_before_look,
     is_ignored,
+    is_known,
     is_older,
+    node_below,
     node_depth,
     node_find,
     node_free_below,
     node_free_tree,
+    node_index,
     node_is,
     node_move,
     node_new,
     node_next,
     node_orphan,
     node_unindex,
+    other_place,
 )
-from argusd.engine.window cimport window_add, window_find, window_free, window_name
+from argusd.engine.window cimport window_add, window_find, window_free, window_name, window_open
 from argusd.engine.work cimport job_push, recent_add, recent_has, root_push, swap_push
 from argusd.includes.linux cimport (
     IN_ATTRIB,
@@ -69,14 +85,17 @@ from argusd.includes.linux cimport (
     memmem,
     readlink,
 )
+from argusd.includes.pthread cimport pthread_cond_signal
 
 
 cdef enum:
-    NO_COOKIE = 0xFFFFFFFF          # in Limbo.cookie: matches no event
     HELD_MAX = 4 * 1024 * 1024      # bytes of events held back for one moved directory or subject path
+    WATCHED_NS = 500 * 1000 * 1000  # of a moved or overwritten directory with a watch another event is sure to come
+    UNWATCHED_NS = 50 * 1000 * 1000     # of another one, unless it left, the other half of the same system call
 
 
 cdef uint32_t BOTH_MOVES = IN_MOVED_FROM | IN_MOVED_TO
+cdef uint32_t ENTRIES = IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO
 
 
 cdef void remember(Reader *reader, int wd, const char *name, size_t size) noexcept nogil:
@@ -116,6 +135,7 @@ cdef void window_settle(Reader *reader, Window *window) noexcept nogil:
     cdef Core *core = reader.core
     cdef int wd
     if node_is(core, window.node, window.serial):
+        core.nodes[window.node].flags &= <unsigned short>~NODE_CREATED
         wd = core.nodes[window.node].wd
         for i in range(window.count):
             if not window.names[i].seen and not (
@@ -133,8 +153,10 @@ cdef Limbo *limbo_push(Core *core, uint32_t node, uint32_t cookie) noexcept nogi
     limbo.cookie = cookie
     limbo.node = node
     limbo.serial = core.nodes[node].serial
+    limbo.until_ns = monotonic_ns() + (WATCHED_NS if core.nodes[node].wd >= 0 else UNWATCHED_NS)
     limbo.next = core.limbo
     core.limbo = limbo
+    pthread_cond_signal(&core.work)         # the walker sees to it that this ends
     return limbo
 
 
@@ -170,63 +192,154 @@ cdef Limbo *limbo_by_cookie(Core *core, uint32_t cookie, const Root *root) noexc
     return NULL
 
 
-cdef void displace(Core *core, uint32_t node) noexcept nogil:
+cdef Limbo *stayed(Core *core, uint32_t node) noexcept nogil:
+    """The exchange in which ``node`` was taken to stay where it had been moved, or NULL."""
+    cdef Limbo *limbo = core.limbo
+    while limbo != NULL and not (limbo.arrived and limbo.rival == node
+                                 and limbo.rival_serial == core.nodes[node].serial):
+        limbo = limbo.next
+    return limbo
+
+
+cdef void confirm(Core *core, uint32_t node) noexcept nogil:
+    """Another event names the node: where it was taken to be is where it is."""
+    cdef Limbo *limbo = stayed(core, node)
+    if limbo != NULL:
+        limbo_free(core, limbo)
+
+
+cdef void origin_note(Core *core, uint32_t cookie, uint32_t parent, const char *name, size_t size) noexcept nogil:
+    cdef Origin *origin = &core.origins[core.origin_at % ORIGINS]
+    core.origin_at += 1
+    origin.cookie = cookie
+    origin.root = core.nodes[parent].root
+    origin.place = name_hash(core, parent, name, size)
+
+
+cdef uint64_t origin_of(Core *core, uint32_t cookie, const Root *root) noexcept nogil:
+    """Where in a tree that came from which is moved by the event with this cookie; 0 when it came from outside."""
+    cdef uint32_t i
+    for i in range(ORIGINS):
+        if core.origins[i].cookie == cookie and core.origins[i].root == root:
+            return core.origins[i].place
+    return 0
+
+
+cdef void displace(Core *core, uint32_t node, uint64_t origin) noexcept nogil:
     """Something was moved onto the node's name: it was overwritten, or it is about to be exchanged."""
-    cdef Limbo *limbo = limbo_push(core, node, 0)
+    cdef Limbo *limbo
+    confirm(core, node)
+    limbo = limbo_push(core, node, 0)
     if limbo == NULL:
         node_free_tree(core, node)
         return
     limbo.parent = core.nodes[node].parent
     limbo.parent_serial = core.nodes[limbo.parent].serial
-    limbo.fence = fence_place(core)
+    limbo.origin = origin
     node_unindex(core, node)
     core.nodes[node].flags |= NODE_DISPLACED
 
 
-cdef uint32_t displaced_from(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil:
-    """The node that stood under this name before something else was moved there; 0 when there is none."""
+cdef Limbo *displaced_at(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil:
+    """What stood under this name before the last thing was moved there, or NULL."""
     cdef Limbo *limbo = core.limbo
     cdef uint32_t node
     while limbo != NULL:
         node = limbo.node
         if (limbo.cookie == 0 and limbo.parent == parent and limbo.parent_serial == core.nodes[parent].serial
-                and node_is(core, node, limbo.serial) and core.nodes[node].name_size == size
+                and not limbo.arrived and node_is(core, node, limbo.serial) and core.nodes[node].name_size == size
                 and memcmp(core.nodes[node].name, name, size) == 0):
-            core.nodes[node].flags &= <unsigned short>~NODE_DISPLACED
-            limbo_free(core, limbo)
-            return node
+            return limbo
         limbo = limbo.next
-    return 0
+    return NULL
 
 
-cdef uint32_t before_of(Core *core, uint32_t node) noexcept nogil:
-    """A node without a watch, for what had the name of ``node`` before that was armed; 0 when memory ran out."""
+cdef Limbo *displaced_by(Core *core, uint32_t claim, const Root *root) noexcept nogil:
+    """What may have been moved from its name by the event with this cookie, instead of what stood there then."""
+    cdef Limbo *limbo = core.limbo
+    while limbo != NULL and not (limbo.claim == claim and limbo.cookie == 0 and node_is(core, limbo.node, limbo.serial)
+                                 and core.nodes[limbo.node].root == root):
+        limbo = limbo.next
+    return limbo
+
+
+cdef Limbo *displaced_as(Core *core, uint32_t node) noexcept nogil:
+    cdef Limbo *limbo = core.limbo
+    while limbo != NULL and not (limbo.node == node and limbo.cookie == 0 and limbo.serial == core.nodes[node].serial):
+        limbo = limbo.next
+    return limbo
+
+
+cdef void put_back(Reader *reader, Limbo *limbo) noexcept nogil:
+    """It was not this directory that was moved, but what it had been exchanged for."""
+    cdef Core *core = reader.core
+    cdef uint32_t node = limbo.node
+    cdef Buffer deferred = limbo.deferred
+    memset(&limbo.deferred, 0, sizeof(Buffer))
+    limbo_free(core, limbo)
+    core.nodes[node].flags &= <unsigned short>~NODE_LIMBO
+    if node_find(core, core.nodes[node].parent, core.nodes[node].name, core.nodes[node].name_size):
+        node_free_tree(core, node)          # something came to its place
+    else:
+        node_index(core, node)
+        job_push(core, node)
+        replay(reader, &deferred)
+    buffer_free(&deferred)
+
+
+cdef void expire(Reader *reader, Limbo *limbo) noexcept nogil:
+    """The rest of a rename does not come: what was moved has left the tree, or was not what was moved."""
+    cdef Core *core = reader.core
+    cdef Limbo *displaced = displaced_by(core, limbo.cookie, core.nodes[limbo.node].root) if limbo.cookie else NULL
+    if limbo.arrived:
+        limbo_free(core, limbo)
+    elif displaced != NULL:
+        node_free_tree(core, displaced.node)
+        limbo_free(core, displaced)
+        put_back(reader, limbo)
+    else:
+        node_free_tree(core, limbo.node)
+        limbo_free(core, limbo)
+
+
+cdef uint32_t exchanged(Reader *reader, Limbo *moved, Limbo *displaced) noexcept nogil:
+    """What was moved onto another name is back where it came from, as far as one can tell: it was an exchange.
+
+    Two renames, there and back, look just the same until the end, which is IN_MOVE_SELF on what was moved last. Returns
+    the node that was moved now.
+    """
+    cdef Core *core = reader.core
+    cdef uint32_t node = displaced.node
+    core.nodes[node].flags &= <unsigned short>~NODE_DISPLACED
+    if moved != NULL:
+        displaced.arrived = True
+        displaced.claim = 0
+        put_back(reader, moved)
+    else:
+        limbo_free(core, displaced)
+    return node
+
+
+cdef bint went_back(Core *core, uint32_t node) noexcept nogil:
+    """A directory was moved that was taken to stay: it was not exchanged, but overwrote the other and went back."""
+    cdef Limbo *limbo = stayed(core, node)
     cdef char name[256]
-    cdef size_t size = core.nodes[node].name_size
-    cdef uint32_t before
-    memcpy(name, core.nodes[node].name, size + 1)
-    before = node_new(core, core.nodes[node].parent, core.nodes[node].root, name, size)
-    if before:
-        core.nodes[before].flags |= core.nodes[node].flags & NODE_CREATED
-    return before
-
-
-cdef void moved_from(Core *core, uint32_t parent, const inotify_event *event, size_t size) noexcept nogil:
-    cdef uint32_t node = displaced_from(core, parent, event.name, size) if core.limbo != NULL else 0
-    cdef Limbo *limbo
-    if node == 0:
-        node = node_find(core, parent, event.name, size)
-    if node and is_older(core, node):       # what had the name before moved; the node stands for what came after
-        node = before_of(core, node)
-    if node == 0:
-        return
-    limbo = limbo_push(core, node, event.cookie)
+    cdef uint32_t parent
+    cdef size_t size
     if limbo == NULL:
+        return False
+    if not node_is(core, limbo.node, limbo.serial):     # to where nothing is watched
+        limbo_free(core, limbo)
         node_free_tree(core, node)
-        return
-    node_unindex(core, node)
-    core.nodes[node].flags |= NODE_LIMBO | NODE_MOVED
-    limbo.fence = fence_place(core)
+        return True
+    parent = core.nodes[limbo.node].parent
+    size = core.nodes[limbo.node].name_size
+    memcpy(name, core.nodes[limbo.node].name, size + 1)
+    node_free_tree(core, limbo.node)
+    limbo_free(core, limbo)
+    node_move(core, node, parent, name, size)
+    job_push(core, node)
+    return True
 
 
 cdef bint may_enter(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil:
@@ -237,6 +350,52 @@ cdef bint may_enter(Core *core, uint32_t parent, const char *name, size_t size) 
         return False
     depth = node_depth(core, parent)
     return depth < DEPTH_MAX and (subscription.max_depth == 0 or depth < <uint32_t>subscription.max_depth)
+
+
+cdef uint32_t unlisted(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil:
+    """A node for a directory that was there before the listing of ``parent`` is over."""
+    cdef uint32_t node = node_new(core, parent, core.nodes[parent].root, name, size)
+    if node and core.nodes[parent].flags & NODE_WINDOW:
+        core.nodes[node].flags |= NODE_CREATED
+    return node
+
+
+cdef void moved_from(Core *core, uint32_t parent, const inotify_event *event, size_t size) noexcept nogil:
+    cdef Limbo *displaced = displaced_at(core, parent, event.name, size) if core.limbo != NULL else NULL
+    cdef uint32_t node = node_find(core, parent, event.name, size)
+    cdef Limbo *limbo
+    origin_note(core, event.cookie, parent, event.name, size)
+    if node and displaced != NULL:
+        displaced.claim = event.cookie
+        displaced.rival = node
+        displaced.rival_serial = core.nodes[node].serial
+        if core.nodes[node].wd < 0:         # nothing of it is to be held back: let it stand until more is known
+            core.nodes[node].flags &= <unsigned short>~NODE_STILL
+            job_push(core, node)
+            return
+    elif displaced != NULL:
+        node = displaced.node
+        core.nodes[node].flags &= <unsigned short>~NODE_DISPLACED
+        limbo_free(core, displaced)
+        displaced = NULL
+    if node == 0 and may_enter(core, parent, event.name, size):     # it is there before its listing has told
+        node = unlisted(core, parent, event.name, size)
+    if node == 0:
+        return
+    confirm(core, node)
+    limbo = limbo_push(core, node, event.cookie)
+    if limbo == NULL:
+        node_free_tree(core, node)
+        return
+    if displaced != NULL and core.nodes[displaced.node].wd < 0:
+        limbo.until_ns = monotonic_ns() + UNWATCHED_NS  # if it was the other one, nothing more is told
+    node_unindex(core, node)
+    core.nodes[node].flags |= NODE_LIMBO | NODE_MOVED
+    if core.nodes[node].wd < 0 and may_enter(core, parent, event.name, size):
+        # It may have been exchanged as soon as it came, and the two IN_MOVED_TO merged: see what is there now.
+        node = node_new(core, parent, core.nodes[parent].root, event.name, size)
+        if node:
+            job_push(core, node)
 
 
 cdef void prune(Core *core, uint32_t top) noexcept nogil:
@@ -256,38 +415,43 @@ cdef void moved_to(Reader *reader, uint32_t parent, const inotify_event *event, 
     cdef Root *root = core.nodes[parent].root
     cdef Limbo *limbo = limbo_by_cookie(core, event.cookie, root) if core.limbo != NULL else NULL
     cdef uint32_t existing = node_find(core, parent, event.name, size), node, depth
-    cdef bint overtaken = False
+    cdef Limbo *claimed = NULL
     cdef Buffer deferred
-    if existing and is_older(core, existing):
-        overtaken = True                    # what stands here came after this
-    elif existing:
-        displace(core, existing)
+    if core.limbo != NULL:
+        claimed = displaced_by(core, event.cookie, root)
+    if existing == 0 and event.mask & IN_ISDIR and not is_known(core, parent) and may_enter(
+            core, parent, event.name, size):
+        existing = unlisted(core, parent, event.name, size)     # there may be something that is being exchanged
+    if existing:
+        displace(core, existing, origin_of(core, event.cookie, root))
     if not event.mask & IN_ISDIR:
         return
-    if limbo == NULL:
+    if limbo == NULL and (claimed == NULL or not node_is(core, claimed.rival, claimed.rival_serial)
+                          or core.nodes[claimed.rival].wd >= 0):
         if may_enter(core, parent, event.name, size):
             node = node_new(core, parent, root, event.name, size)
-            if node and overtaken:
-                displace(core, node)
-            elif node:
+            if node:
                 job_push(core, node)
         return
-    node = limbo.node
-    deferred = limbo.deferred
-    memset(&limbo.deferred, 0, sizeof(Buffer))
-    limbo_free(core, limbo)
-    core.nodes[node].flags &= <unsigned short>~NODE_LIMBO
+    memset(&deferred, 0, sizeof(Buffer))
+    if claimed != NULL and claimed.origin == name_hash(core, parent, event.name, size):
+        node = exchanged(reader, limbo, claimed)
+    else:
+        if claimed != NULL:
+            claimed.claim = 0
+        node = limbo.node if limbo != NULL else claimed.rival
+        if limbo != NULL:
+            deferred = limbo.deferred
+            memset(&limbo.deferred, 0, sizeof(Buffer))
+            limbo_free(core, limbo)
+        core.nodes[node].flags &= <unsigned short>~NODE_LIMBO
     if may_enter(core, parent, event.name, size):
         depth = node_depth(core, node)
         node_move(core, node, parent, event.name, size)
         if root.subscription.max_depth:
             prune(core, node)
             widen(core, node, <uint32_t>root.subscription.max_depth + node_depth(core, node), depth)
-        if overtaken:
-            displace(core, node)
-        else:
-            core.nodes[node].flags |= NODE_EXPECT
-            job_push(core, node)
+        job_push(core, node)
         replay(reader, &deferred)
     else:
         node_free_tree(core, node)
@@ -374,19 +538,107 @@ cdef bint follow(Reader *reader, Root *root) noexcept nogil:
     return True
 
 
-cdef void stray(Core *core, uint32_t node) noexcept nogil:
-    """A directory was moved, but the events that would tell where were merged with others: hold back what it tells.
+cdef void bind(Core *core, uint32_t node, int wd) noexcept nogil:
+    """``node`` is the directory with this watch descriptor from here on."""
+    cdef Subscription *subscription = core.nodes[node].root.subscription
+    wd_attach(core, wd, 0, node)
+    core.nodes[node].attempts = 0
+    core.nodes[node].flags |= NODE_UNLISTED
+    if subscription.mask & NOISY:
+        core.nodes[node].flags |= NODE_QUIET
+    if core.nodes[node].flags & NODE_CREATED:
+        window_open(core, node)
+    subscription.directories += 1
 
-    Should it be in the tree, the walker finds it there and takes it over. If not, it goes.
+
+cdef bint is_at(Core *core, const Look *look) noexcept nogil:
+    """Does a node still stand where it was looked for, and has no event since then named what stands there?"""
+    cdef const Node *node = &core.nodes[look.node]
+    return (node.flags & NODE_STILL and not node.flags & (NODE_LIMBO | NODE_DISPLACED | NODE_ORPHAN)
+            and node.parent == look.parent and core.nodes[look.parent].serial == look.parent_serial
+            and name_hash(core, node.parent, node.name, node.name_size) == look.name
+            and not node.root.unsure and limbo_of(core, look.node) == NULL)
+
+
+cdef bint take_over(Reader *reader, const Look *look) noexcept nogil:
+    """The reader has come to the point in time at which the walker looked for a directory: what it found is true now.
+
+    True when the walker has to look for the directory at another place, where the tree has it.
     """
-    cdef Limbo *limbo = limbo_push(core, node, NO_COOKIE)
-    if limbo == NULL:
+    cdef Core *core = reader.core
+    cdef uint32_t node = look.node, other
+    cdef WdEntry *entry = wd_find(core, look.wd) if look.wd else NULL
+    cdef bint proven = False
+    if not node_is(core, node, look.serial):
+        pass
+    elif not is_at(core, look) or (look.wd and entry == NULL):
+        if core.nodes[node].wd < 0 and not look.initial:
+            job_push(core, node)
+    elif not look.wd:
         node_free_tree(core, node)
-        return
-    node_unindex(core, node)
-    core.nodes[node].flags |= NODE_LIMBO
-    limbo.rounds = LIMBO_ROUNDS_MAX - PAUSE_ROUNDS      # no other event of it is to be waited for
-    limbo.fence = fence_place(core)
+    elif core.nodes[node].wd != look.wd and not reclaim(reader, node, look.wd):
+        other = other_place(core, node, look.wd)
+        if other:
+            job_push(core, node)
+            proven = True
+        else:
+            if core.nodes[node].wd >= 0:
+                node_free_below(core, node)
+                wd_detach(core, node)
+            bind(core, node, look.wd)
+            core.nodes[node].flags |= NODE_RELIST
+            if not look.initial:
+                job_push(core, node)
+    if look.wd and not proven:
+        wd_unused(core, look.wd)
+    return proven
+
+
+cdef bint reclaim(Reader *reader, uint32_t node, int wd) noexcept nogil:
+    """A directory that was moved from its place was found at ``node``, as is proven: go on with it there.
+
+    False when no moved directory of this tree has that watch descriptor.
+    """
+    cdef Core *core = reader.core
+    cdef Limbo *limbo = core.limbo
+    cdef uint32_t parent = core.nodes[node].parent, size = core.nodes[node].name_size
+    cdef char name[256]
+    cdef Buffer deferred
+    while limbo != NULL and not (
+            node_is(core, limbo.node, limbo.serial) and core.nodes[limbo.node].wd == wd
+            and core.nodes[limbo.node].root == core.nodes[node].root and not limbo.arrived
+            and not node_below(core, parent, limbo.node)):
+        limbo = limbo.next
+    if limbo == NULL:
+        return False
+    memcpy(name, core.nodes[node].name, size + 1)
+    node_free_tree(core, node)
+    node = limbo.node
+    deferred = limbo.deferred
+    memset(&limbo.deferred, 0, sizeof(Buffer))
+    limbo_free(core, limbo)
+    core.nodes[node].flags &= <unsigned short>~(NODE_LIMBO | NODE_DISPLACED)
+    node_move(core, node, parent, name, size)
+    job_push(core, node)
+    replay(reader, &deferred)
+    buffer_free(&deferred)
+    return True
+
+
+cdef bint comes_later(Core *core, const Limbo *limbo) noexcept nogil:
+    """Is the other half of a rename among what is held back for another moved directory, into which it led?"""
+    cdef const Limbo *other = core.limbo
+    cdef const inotify_event *event
+    cdef size_t at
+    while other != NULL:
+        at = 0
+        while other != limbo and at < other.deferred.size:
+            event = <const inotify_event *>(other.deferred.data + at + sizeof(Held))
+            at += sizeof(Held) + sizeof(inotify_event) + event.len
+            if event.mask & IN_MOVED_TO and event.cookie == limbo.cookie:
+                return True
+        other = other.next
+    return False
 
 
 cdef void move_self(Reader *reader, uint32_t node, const inotify_event *event) noexcept nogil:
@@ -394,39 +646,53 @@ cdef void move_self(Reader *reader, uint32_t node, const inotify_event *event) n
     cdef Core *core = reader.core
     cdef Root *root = core.nodes[node].root
     cdef Limbo *limbo
+    cdef Limbo *displaced
     if core.nodes[node].parent == 0:
         report(reader, node, event, 0)
         if root.follow_fd >= 0:
             follow(reader, root)
         root_push(core, root)               # see what is at the path now
         return
-    if is_older(core, node):
-        return
     limbo = limbo_of(core, node)
-    if limbo != NULL and limbo.node == node:
+    displaced = displaced_as(core, node) if core.limbo != NULL else NULL
+    if limbo != NULL and limbo.node != node:
+        hold(core, &limbo.deferred, node, event)
+    elif limbo != NULL and comes_later(core, limbo):
+        return
+    elif limbo != NULL:
         report(reader, node, event, 0)      # moved out of the tree
         node_free_tree(core, node)
         limbo_free(core, limbo)
-    elif limbo == NULL:
+    elif displaced != NULL and displaced.claim:
+        limbo = limbo_by_cookie(core, displaced.claim, root)
+        report(reader, node, event, 0)      # moved out of the tree, for something that was moved in
+        limbo_free(core, displaced)
+        node_free_tree(core, node)
+        if limbo != NULL:
+            put_back(reader, limbo)
+    elif displaced != NULL and not displaced.arrived:
+        limbo_free(core, displaced)         # it lives, but nobody told where: it will be found
+        node_free_tree(core, node)
+    elif not went_back(core, node):
+        if displaced != NULL:               # it was an exchange
+            limbo_free(core, displaced)
         if root.subscription.mask & BOTH_MOVES != BOTH_MOVES:   # else the pair of events has told it
             report(reader, node, event, 0)
-        if core.nodes[node].flags & NODE_EXPECT:
-            core.nodes[node].flags &= <unsigned short>~NODE_EXPECT
-            job_push(core, node)            # inside the tree: check that it is where the pair put it
-        else:
-            stray(core, node)
+        core.nodes[node].flags &= <unsigned short>~NODE_STILL
+        job_push(core, node)                # see that it is where the pair put it
 
 
 cdef void entry_event(Reader *reader, uint32_t node, const inotify_event *event, size_t size) noexcept nogil:
     """Take what happened to an entry of a directory into its tree."""
     cdef Core *core = reader.core
-    cdef uint32_t child
+    cdef uint32_t child = node_find(core, node, event.name, size) if event.mask & ENTRIES else 0
+    if child and not is_before_look(core, child):
+        core.nodes[child].flags &= <unsigned short>~NODE_STILL
     if event.mask & IN_MOVED_TO:
         moved_to(reader, node, event, size)
     elif not event.mask & IN_ISDIR:
         return
     elif event.mask & IN_CREATE:
-        child = node_find(core, node, event.name, size)
         if child == 0 and may_enter(core, node, event.name, size):
             child = node_new(core, node, core.nodes[node].root, event.name, size)
             if child:
@@ -436,9 +702,6 @@ cdef void entry_event(Reader *reader, uint32_t node, const inotify_event *event,
     elif event.mask & IN_MOVED_FROM:
         moved_from(core, node, event, size)
     elif event.mask & IN_DELETE:
-        child = node_find(core, node, event.name, size)
-        if child and is_older(core, child):
-            return
         if child and core.nodes[child].wd < 0:
             node_free_tree(core, child)
         elif child:

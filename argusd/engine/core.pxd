@@ -22,10 +22,10 @@ cdef enum:
     NODE_DISPLACED = 32         # something was moved onto its place: overwritten, or half of an exchange
     NODE_WINDOW = 64            # a Window stands open for it
     NODE_MOVED = 128            # has moved since the last attempt to arm it
-    NODE_DOUBT = 1024           # was found to be another directory than the tree has; events may explain it
+    NODE_STILL = 1024           # since the walker's last look began, no event has named what stands here
     NODE_FIRST = 2048           # armed by the first walk of its subscription
     NODE_ORPHAN = 4096          # removed while somebody has it open: its name is the whole path that it had
-    NODE_EXPECT = 8192          # was moved, as a pair of events told: its IN_MOVE_SELF is to come
+    NODE_UNLISTED = 8192        # its subdirectories are not yet known
     NODE_RELIST = 512           # its subdirectories are within maxDepth now, and to be found
     NODE_DEPARTED = 256         # a subject's file that lost its name: only its end is still reported
 
@@ -36,7 +36,8 @@ cdef struct Node:
     uint32_t prev_sibling
     uint32_t next_on_wd         # next node with the same watch descriptor
     uint32_t serial             # changes whenever the index is used for another directory
-    uint32_t born               # number of the mark before which events are not about what is watched here; 0: none
+    uint32_t mark               # before it events are not about what a top watches, or do not bear on the last look
+    uint32_t listed             # the mark behind its listing, from which on all that is in it is known; 0: none, as above
     int wd                      # -1 when not armed
     unsigned short flags
     unsigned char name_size     # a file name has at most 255 bytes
@@ -98,6 +99,7 @@ cdef struct Root:
     bint left                   # the file watched has lost the path
     size_t left_at              # how much had been held back by then
     size_t back_at              # and when something last came to the path
+    bint mute                   # what happens is not under this path: the tree takes it in, nobody is told
 
 cdef enum:
     TRIGGER_LAST = 1            # at the last name of the path
@@ -200,22 +202,47 @@ cdef struct Limbo:
     uint32_t cookie
     uint32_t node
     uint32_t serial
-    uint64_t fence              # a node without a watch has no IN_MOVE_SELF to wait for, but this
-    int rounds                  # marks waited for by a node that has a watch
-    uint32_t parent             # of a displaced node, with parent_serial; cookie is 0 then
-    uint32_t parent_serial
+    int64_t until_ns            # how long the rest of the rename is waited for, by the monotonic clock
+    uint64_t fence              # placed when that is over: then it does not come any more
     Buffer deferred             # events of the subtree, as the kernel gave them
+    # Of a node that something was moved onto; cookie is 0 then. It was overwritten, or is half of an exchange.
+    uint32_t parent
+    uint32_t parent_serial
+    uint64_t origin             # hash of the place where that came from, 0 when not in this tree
+    uint32_t claim              # cookie of an event that moved something away from its name: it, or that?
+    bint arrived                # it was taken for half of an exchange; rival is what was taken to stay in its place
+    uint32_t rival
+    uint32_t rival_serial
     Limbo *next
 
-# A node that could not be armed yet: looked at again when all events that were queued by now have been handled.
+# Where something was moved from lately: an event that is half of an exchange names the same place again.
+cdef struct Origin:
+    uint32_t cookie
+    const Root *root
+    uint64_t place              # hash of the name and its parent
+
+# A node that could not be reached: looked at again when all events that were queued by then have been handled.
 cdef struct Retry:
     uint32_t node
     uint32_t serial
-    uint64_t fence
-    bint gone                   # its name was not there
-    bint rescan                 # and no event is to be waited for: they were lost
+    int64_t until_ns            # not before; by the monotonic clock
+    uint64_t fence              # 0: not yet placed
     unsigned char attempt       # which attempt that was
     Retry *next
+
+# What the walker found at the place of a node, for the reader to take over when it has come to the same point in time.
+cdef struct Look:
+    uint32_t node
+    uint32_t serial
+    uint32_t parent             # in which it was looked for
+    uint32_t parent_serial
+    uint64_t name               # hash of the name and its parent
+    uint64_t fence
+    int wd                      # of the directory that is there, watched by now; 0 when there is none
+    Identity found              # which one that is
+    bint proven                 # it is there, but the tree has it at another place, where it is to be looked for
+    bint initial                # the walk that found it goes on with it itself
+    Look *next
 
 cdef struct NoticeEntry:
     int kind
@@ -229,10 +256,10 @@ cdef enum:
     NOTICE_OVERFLOW = 0
     NOTICE_LIMIT = 1
     NOTICE_DEPTH = 2
-    PAUSE_ROUNDS = 100          # marks in a row that bridge the pause between two events of one system call
-    LIMBO_ROUNDS_MAX = 20000    # a rename that has begun is over by then
-    ATTEMPTS_MAX = 100          # after which a directory that cannot be reached by its path is given up
     DEPTH_MAX = 8192            # directories below a subject path; deeper ones are not watched
+
+cdef enum:
+    ORIGINS = 256
 
 cdef struct Core:
     int inotify_fd
@@ -288,7 +315,10 @@ cdef struct Core:
     Window *windows
     Echo *echoes
     Limbo *limbo
+    Origin origins[ORIGINS]     # a ring
+    uint32_t origin_at
     Retry *retries
+    Look *looks
     NoticeEntry *notices
     uint32_t notice_count
     int told_fd                 # an eventfd for Python: counts or notices wait
@@ -314,5 +344,6 @@ cdef WdEntry *wd_find(Core *core, int wd) noexcept nogil
 cdef WdEntry *wd_attach(Core *core, int wd, uint32_t mask, uint32_t node) noexcept nogil
 cdef void wd_detach(Core *core, uint32_t node) noexcept nogil
 cdef void wd_release(Core *core, int wd) noexcept nogil
+cdef void wd_unused(Core *core, int wd) noexcept nogil
 cdef void wd_stray(Core *core, int wd, uint32_t mask) noexcept nogil
 cdef void wd_forget(Core *core, int wd) noexcept nogil

@@ -249,8 +249,7 @@ cdef void wd_detach(Core *core, uint32_t node) noexcept nogil:
     while link[0] != node:
         link = &core.nodes[link[0]].next_on_wd
     link[0] = core.nodes[node].next_on_wd
-    if entry.first == 0 and not entry.mask & ANCHORED:
-        wd_release(core, wd)
+    wd_unused(core, wd)
 
 
 cdef void wd_release(Core *core, int wd) noexcept nogil:
@@ -267,6 +266,13 @@ cdef void wd_release(Core *core, int wd) noexcept nogil:
     core.removals[core.removal_count] = wd
     core.removal_count += 1
     pthread_cond_signal(&core.work)
+
+
+cdef void wd_unused(Core *core, int wd) noexcept nogil:
+    """Have a watch removed if nobody uses it."""
+    cdef WdEntry *entry = wd_find(core, wd)
+    if entry != NULL and entry.first == 0 and not entry.mask & ANCHORED:
+        wd_release(core, wd)
 
 
 cdef void wd_stray(Core *core, int wd, uint32_t mask) noexcept nogil:

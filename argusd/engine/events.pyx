@@ -17,20 +17,13 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from argusd._output cimport SINKS_MAX
 from argusd._records cimport buffer_free, stamp_set
-from argusd.engine.report cimport CREATED_KEPT
-from argusd.engine.anchors cimport anchors_lose
-from argusd.engine.changes cimport end_node, hold, limbo_free, node_event, remember, window_settle
 from argusd.engine.core cimport (
     ANCHORED,
-    LIMBO_ROUNDS_MAX,
-    NODE_DISPLACED,
-    NODE_LIMBO,
-    NODE_MOVED,
     NOISY,
     NOTICE_OVERFLOW,
     OVERFLOW_INDEX,
-    PAUSE_ROUNDS,
     Limbo,
+    Look,
     Retry,
     Root,
     Subscription,
@@ -39,12 +32,14 @@ from argusd.engine.core cimport (
     Window,
     core_lock_first,
     core_unlock_first,
-    fence_place,
     fence_reset,
     monotonic_ns,
     wd_find,
     wd_forget,
 )
+from argusd.engine.report cimport CREATED_KEPT
+from argusd.engine.anchors cimport anchors_lose
+from argusd.engine.changes cimport end_node, expire, hold, limbo_free, node_event, remember, take_over, window_settle
 from argusd.engine.paths cimport anchored, judge
 from argusd.engine.report cimport PATHS, Created, emit, flush_lines
 from argusd.engine.tree cimport node_free_tree, node_is
@@ -115,6 +110,52 @@ cdef bint is_unsure(Core *core, const Window *window) noexcept nogil:
     return node_is(core, window.node, window.serial) and core.nodes[window.node].root.unsure
 
 
+cdef void settle_retries(Reader *reader) noexcept nogil:
+    cdef Core *core = reader.core
+    cdef Retry *due = NULL
+    cdef Retry *retry
+    cdef Retry **link = &core.retries
+    while link[0] != NULL:                  # what is done with one may make another
+        retry = link[0]
+        if retry.fence and retry.fence <= core.fence_passed:
+            link[0] = retry.next
+            retry.next = due
+            due = retry
+        else:
+            link = &retry.next
+    while due != NULL:
+        retry = due
+        due = retry.next
+        if node_is(core, retry.node, retry.serial) and retry.attempt == core.nodes[retry.node].attempts:
+            job_push(core, retry.node)
+        free(retry)
+
+
+cdef void settle_looks(Reader *reader) noexcept nogil:
+    """Take over, oldest first, what the walker found at the points in time that the reader has come to."""
+    cdef Core *core = reader.core
+    cdef Look *due = NULL
+    cdef Look *look
+    cdef Look **link = &core.looks
+    while link[0] != NULL:
+        look = link[0]
+        if look.fence <= core.fence_passed and not look.proven:
+            link[0] = look.next
+            look.next = due                 # the newest is first in the list, and so the last here
+            due = look
+        else:
+            link = &look.next
+    while due != NULL:
+        look = due
+        due = look.next
+        if take_over(reader, look):
+            look.proven = True
+            look.next = core.looks
+            core.looks = look
+        else:
+            free(look)
+
+
 cdef void settle(Reader *reader) noexcept nogil:
     """A mark has come out of the queue: end what waited for it."""
     cdef Core *core = reader.core
@@ -123,9 +164,6 @@ cdef void settle(Reader *reader) noexcept nogil:
     cdef Window *oldest
     cdef Limbo *limbo
     cdef Limbo *next_limbo
-    cdef int rounds_max
-    cdef Retry **link = &core.retries
-    cdef Retry *retry
     cdef Root *root = core.unsettled
     cdef Root *next_root
     cdef Swap *swap = core.swaps
@@ -156,30 +194,14 @@ cdef void settle(Reader *reader) noexcept nogil:
     limbo = core.limbo
     while limbo != NULL:
         next_limbo = limbo.next
-        if not node_is(core, limbo.node, limbo.serial):
+        if not limbo.arrived and not node_is(core, limbo.node, limbo.serial):
             limbo_free(core, limbo)
         elif limbo.fence and limbo.fence <= passed:
-            # The rest of the same rename may still be to come: IN_MOVE_SELF surely, where there is a watch for it.
-            rounds_max = LIMBO_ROUNDS_MAX if limbo.cookie and core.nodes[limbo.node].wd >= 0 else PAUSE_ROUNDS
-            if limbo.rounds < rounds_max:
-                limbo.rounds += 1
-                limbo.fence = fence_place(core)
-            else:
-                node_free_tree(core, limbo.node)
-                limbo_free(core, limbo)
+            expire(reader, limbo)
+            next_limbo = core.limbo         # what was held back may have changed the list
         limbo = next_limbo
-    while link[0] != NULL:
-        retry = link[0]
-        if retry.fence > passed:
-            link = &retry.next
-            continue
-        link[0] = retry.next
-        if node_is(core, retry.node, retry.serial) and retry.attempt == core.nodes[retry.node].attempts:
-            if not retry.gone or core.nodes[retry.node].flags & (NODE_MOVED | NODE_LIMBO | NODE_DISPLACED):
-                job_push(core, retry.node)
-            else:
-                node_free_tree(core, retry.node)
-        free(retry)
+    settle_looks(reader)
+    settle_retries(reader)
     if core.repair and core.repairing == 0 and core.windows == NULL:
         end_repair(core)
 
@@ -189,7 +211,7 @@ cdef void drop_limbo(Core *core) noexcept nogil:
     cdef Limbo *limbo
     while core.limbo != NULL:
         limbo = core.limbo
-        if node_is(core, limbo.node, limbo.serial):
+        if not limbo.arrived and node_is(core, limbo.node, limbo.serial):
             node_free_tree(core, limbo.node)
         limbo_free(core, limbo)
 

@@ -12,6 +12,7 @@ from argusd.engine.core cimport (
     DEPTH_MAX,
     NODE_CREATED,
     NODE_QUEUED,
+    NODE_UNLISTED,
     NOISY,
     NOTICE_DEPTH,
     Root,
@@ -20,6 +21,7 @@ from argusd.engine.core cimport (
     Window,
     core_lock,
     core_unlock,
+    fence_if_needed,
     fence_place,
     wd_find,
 )
@@ -179,9 +181,10 @@ cdef void listing_done(Walk *walk, uint32_t node, uint32_t serial, int reads, in
     """Close what stands open in the queue because of a listing, which read the directory so many times or failed."""
     cdef Core *core = walk.core
     cdef Window *window
-    if not error and not core.windows and not core.echoes:
-        return                          # nothing of ours can stand open: only this thread opens it for this node
     core_lock(core)
+    if node_is(core, node, serial):
+        core.nodes[node].flags &= <unsigned short>~NODE_UNLISTED
+        core.nodes[node].listed = <uint32_t>fence_if_needed(core)
     window = core.windows
     while window != NULL:               # also of a directory that is gone meanwhile
         if window.node == node and window.serial == serial and window.fence == 0:

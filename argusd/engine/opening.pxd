@@ -9,6 +9,7 @@ cdef bint openat2_works() noexcept nogil
 cdef bint ended(int pidfd) noexcept nogil
 cdef int place_open(int pid, int pidfd) noexcept nogil
 cdef int below(int directory, const char *name) noexcept nogil
+cdef void barrier(int directory) noexcept nogil
 cdef int add_watch(Core *core, int fd, uint32_t mask) noexcept nogil
 cdef int watch_any(Core *core, int fd, uint32_t mask) noexcept nogil
 cdef bint identify(int fd, Identity *identity) noexcept nogil

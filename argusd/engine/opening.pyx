@@ -17,6 +17,7 @@ from libc.string cimport memset
 
 from argusd.includes.linux cimport (
     AT_EMPTY_PATH,
+    AT_SYMLINK_NOFOLLOW,
     IN_MASK_ADD,
     IN_ONLYDIR,
     O_CLOEXEC,
@@ -33,11 +34,13 @@ from argusd.includes.linux cimport (
     SYS_openat2,
     close,
     fchdir,
+    fstatat,
     inotify_add_watch,
     open,
     open_how,
     poll,
     pollfd,
+    stat_t,
     statx,
     statx_t,
     syscall,
@@ -46,6 +49,7 @@ from argusd.includes.linux cimport (
 
 cdef enum:
     LOOKUPS = 32                    # tries of a lookup that a concurrent rename disturbs
+    TOO_LONG = 300                  # more bytes than a file name can have
 
 
 cdef int lookup(int directory, const char *path, int flags, unsigned long long resolve) noexcept nogil:
@@ -99,6 +103,20 @@ cdef int place_open(int pid, int pidfd) noexcept nogil:
 cdef int below(int directory, const char *name) noexcept nogil:
     return lookup(directory, name, O_PATH | O_DIRECTORY | O_NOFOLLOW,
                   RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+
+
+cdef void barrier(int directory) noexcept nogil:
+    """Return when every change that can be seen in a directory by now has its events in the kernel's queue.
+
+    What rename(2) and mkdir(2) do to a directory is seen a moment before its events are queued, but both happen with
+    the directory locked. A name that the kernel does not have cached is looked up with that lock, and no name that is
+    this long exists: nothing is read, written, or reported.
+    """
+    cdef char name[TOO_LONG + 1]
+    cdef stat_t status
+    memset(name, c'x', TOO_LONG)
+    name[TOO_LONG] = 0
+    fstatat(directory, name, &status, AT_SYMLINK_NOFOLLOW)
 
 
 cdef int add_watch(Core *core, int fd, uint32_t mask) noexcept nogil:

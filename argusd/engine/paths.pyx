@@ -65,6 +65,17 @@ cdef bint followed(Reader *reader, Anchor *anchor, const inotify_event *event) n
     return False
 
 
+cdef void note_path(Root *root, bint there) noexcept nogil:
+    """Among the events that are held back: from here on something is at the path, or nothing."""
+    cdef Held held
+    cdef inotify_event event
+    memset(&held, 0, sizeof(held))
+    memset(&event, 0, sizeof(event))
+    held.serial = there
+    buffer_add(&root.held, <const char *>&held, sizeof(held))
+    buffer_add(&root.held, <const char *>&event, sizeof(event))
+
+
 cdef void trigger(Reader *reader, Anchor *anchor, const inotify_event *event) noexcept nogil:
     """A step of a subject path has changed: look again, and hold back what comes until that is done."""
     cdef Core *core = reader.core
@@ -86,6 +97,8 @@ cdef void trigger(Reader *reader, Anchor *anchor, const inotify_event *event) no
         root.left_at = root.held.size
     if kind:
         root.back_at = root.held.size
+    if root.next_top:
+        note_path(root, kind != 0)
     root.moved = root.moved or not anchor.last or (event.mask & IN_MOVED_FROM) != 0
     root_push(core, root)
 
@@ -97,9 +110,14 @@ cdef bint in_tree(Core *core, uint32_t node, uint32_t top) noexcept nogil:
 
 
 cdef void replay_root(Reader *reader, const Buffer *events, size_t begin, size_t end, uint32_t top,
-                      uint32_t mask) noexcept nogil:
-    """Handle some of the events that were held back for one of the trees of a root."""
+                      uint32_t mask, bint leaves) noexcept nogil:
+    """Handle some of the events that were held back for one of the trees of a root.
+
+    ``leaves``: when nothing was at the path, its file was elsewhere; nothing is told of that.
+    """
     cdef Core *core = reader.core
+    cdef Root *root = core.nodes[top].root
+    cdef bint mute = root.mute if top else False
     cdef const Held *held
     cdef const inotify_event *event
     cdef size_t at = begin
@@ -107,6 +125,9 @@ cdef void replay_root(Reader *reader, const Buffer *events, size_t begin, size_t
         held = <const Held *>(events.data + at)
         event = <const inotify_event *>(events.data + at + sizeof(Held))
         at += sizeof(Held) + sizeof(inotify_event) + event.len
+        if held.node == 0:
+            root.mute = mute or (leaves and not held.serial)
+            continue
         if not event.mask & mask or not node_is(core, held.node, held.serial) or not in_tree(core, held.node, top):
             continue
         reader.number += 1
@@ -116,6 +137,8 @@ cdef void replay_root(Reader *reader, const Buffer *events, size_t begin, size_t
         else:
             node_event(reader, held.node, event)
     core.event_passed = core.fence_passed
+    if top:
+        root.mute = mute
 
 
 cdef void tell_arrivals(Reader *reader, Root *root, const Buffer *triggers, bint known, bint other) noexcept nogil:
@@ -172,7 +195,7 @@ cdef void depart(Reader *reader, Root *root, const Buffer *held, size_t left_at,
     root.departed = top
     root.top = 0
     core.nodes[top].flags |= NODE_DEPARTED
-    replay_root(reader, held, left_at, held.size, top, IN_DELETE_SELF | IN_ATTRIB)
+    replay_root(reader, held, left_at, held.size, top, IN_DELETE_SELF | IN_ATTRIB, False)
 
 
 cdef void replay_before(Reader *reader, Root *root, const Buffer *held, size_t left_at, size_t back_at) noexcept nogil:
@@ -180,15 +203,18 @@ cdef void replay_before(Reader *reader, Root *root, const Buffer *held, size_t l
     cdef Core *core = reader.core
     cdef uint32_t top = root.top, all_events = 0xFFFFFFFF
     cdef uint32_t serial = core.nodes[top].serial
-    replay_root(reader, held, 0, left_at, top, all_events)
+    replay_root(reader, held, 0, left_at, top, all_events, False)
     if not node_is(core, top, serial) or root.top != top:
         return
     if core.nodes[top].wd < 0 and root.moved:
         end_node(core, top)                 # what happened to it happened at another place
     elif core.nodes[top].wd < 0:            # it lost the path by its own end
-        replay_root(reader, held, left_at, held.size, top, all_events)
+        replay_root(reader, held, left_at, held.size, top, all_events, False)
     elif root.found.valid and not root.next_top:
-        replay_root(reader, held, back_at, held.size, top, all_events)
+        root.mute = True                    # it was at another place
+        replay_root(reader, held, left_at, back_at, top, all_events, False)
+        root.mute = False
+        replay_root(reader, held, back_at, held.size, top, all_events, False)
 
 
 cdef void judge(Reader *reader, Root *root) noexcept nogil:
@@ -226,7 +252,7 @@ cdef void judge(Reader *reader, Root *root) noexcept nogil:
         root.known = root.found
         root.away = False
         tell_arrivals(reader, root, &triggers, known, other)
-        replay_root(reader, &held, 0, held.size, next_top, 0xFFFFFFFF)
+        replay_root(reader, &held, 0, held.size, next_top, 0xFFFFFFFF, True)
     root.moved = False
     buffer_free(&held)
     buffer_free(&triggers)

@@ -68,7 +68,7 @@ cdef void emit(Reader *reader, uint32_t node, uint32_t bit, bint directory, cons
                size_t size) noexcept nogil:
     """Report an event of a watched file or directory, or (with a name) of an entry of the directory."""
     cdef Subscription *subscription = reader.core.nodes[node].root.subscription
-    if subscription.on and subscription.mask & bit:
+    if subscription.on and subscription.mask & bit and not reader.core.nodes[node].root.mute:
         write_out(reader, subscription, bit, directory, path_text(reader, node), name, size)
 
 

@@ -288,7 +288,7 @@ cdef uint32_t arm_found(Walk *walk, Root *root, Search *search, int *error) noex
     if node == 0 or wd_attach(core, wd, mask, node) == NULL:
         error[0] = ENOMEM
         return 0
-    core.nodes[node].born = <uint32_t>born
+    core.nodes[node].mark = <uint32_t>born
     if walk.initial:
         core.nodes[node].flags |= NODE_FIRST
         root.top = node

@@ -10,7 +10,16 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset, strlen
 
 from argusd._records cimport buffer_add, buffer_room
-from argusd.engine.core cimport NODE_INDEXED, NODE_MOVED, NODE_ORPHAN, name_hash, wd_detach
+from argusd.engine.core cimport (
+    NODE_INDEXED,
+    NODE_MOVED,
+    NODE_ORPHAN,
+    NODE_UNLISTED,
+    WdEntry,
+    name_hash,
+    wd_detach,
+    wd_find,
+)
 
 
 cdef inline uint32_t node_hash(Core *core, uint32_t node) noexcept nogil:
@@ -152,10 +161,33 @@ cdef bint node_is(Core *core, uint32_t node, uint32_t serial) noexcept nogil:
     return core.nodes[node].serial == serial and core.nodes[node].root != NULL
 
 
+cdef bint is_ahead(const Core *core, uint32_t mark) noexcept nogil:
+    """Has the event at hand come before this mark?"""
+    return mark != 0 and <int32_t>(mark - <uint32_t>core.event_passed) > 0
+
+
 cdef bint is_older(Core *core, uint32_t node) noexcept nogil:
     """Is the event at hand from before the node's watch stood? Then it is about something else under that name."""
-    cdef uint32_t born = core.nodes[node].born
-    return born != 0 and <int32_t>(born - <uint32_t>core.event_passed) > 0
+    return core.nodes[node].parent == 0 and is_ahead(core, core.nodes[node].mark)
+
+
+cdef bint is_before_look(Core *core, uint32_t node) noexcept nogil:
+    """Did the event at hand come before the walker's last look at ``node`` began?"""
+    return is_ahead(core, core.nodes[node].mark)
+
+
+cdef bint is_known(Core *core, uint32_t node) noexcept nogil:
+    """Does the tree have every subdirectory that this one had when the event at hand came?"""
+    return not core.nodes[node].flags & NODE_UNLISTED and not is_ahead(core, core.nodes[node].listed)
+
+
+cdef uint32_t other_place(Core *core, uint32_t node, int wd) noexcept nogil:
+    """Another node of the same tree that holds this watch descriptor, or 0."""
+    cdef WdEntry *entry = wd_find(core, wd)
+    cdef uint32_t other = entry.first if entry != NULL else 0
+    while other and (other == node or core.nodes[other].root != core.nodes[node].root):
+        other = core.nodes[other].next_on_wd
+    return other
 
 
 cdef void node_move(Core *core, uint32_t node, uint32_t parent, const char *name, size_t size) noexcept nogil:

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t
 
 from argusd._records cimport Buffer
-from argusd.engine.core cimport Core, Job, Root, Subscription
+from argusd.engine.core cimport Core, Identity, Job, Root, Subscription
 
 cdef enum:
     CHAIN = 16                      # directories kept open during a walk, so that a child is opened from its parent
@@ -22,10 +22,14 @@ cdef struct Walk:
     Job *stack
     uint32_t stack_count
     uint32_t stack_capacity
+    Job *later                      # of a first walk: what the reader is to take over before it is gone on with
+    uint32_t later_count
+    uint32_t later_capacity
     char *entries
     Buffer path
     Buffer top_path
     Buffer mounts
+    Identity proven                 # which file stands at the directory that is looked at, where that was found out
     int error                       # ENOSPC or ENOMEM: the kernel has no more watches to give
     bint initial                    # the first walk of a subscription: errors are the caller's to tell
     bint rescan                     # directories that are watched already are listed again
@@ -37,6 +41,10 @@ cdef void walk_free(Walk *walk) noexcept nogil
 cdef int walk_enter(Walk *walk, Root *root) noexcept nogil
 cdef int node_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil
 cdef int parent_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil
+cdef void put_off(Walk *walk, uint32_t node) noexcept nogil
+cdef bint take_later(Walk *walk) noexcept nogil
+cdef void wait_for_reader(Core *core) noexcept nogil
+cdef bint is_absence(int error) noexcept nogil
 cdef bint stack_push(Walk *walk, uint32_t node) noexcept nogil
 cdef void failed(Walk *walk, uint32_t node, int error) noexcept nogil
 cdef void lost(Walk *walk, uint32_t node, uint32_t serial, int error) noexcept nogil

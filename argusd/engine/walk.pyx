@@ -15,14 +15,24 @@ Facts about path lookup that shape this file:
 """
 
 from libc.errno cimport ELOOP, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESRCH, ESTALE, errno
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset, strlen
 
 from argusd._records cimport buffer_add, buffer_free, buffer_room
-from argusd.engine.core cimport ANCHORED, NOTICE_LIMIT, WdEntry, core_lock, core_unlock, wd_find, wd_stray
+from argusd.engine.core cimport (
+    ANCHORED,
+    NOTICE_LIMIT,
+    WdEntry,
+    core_lock,
+    core_unlock,
+    fence_place,
+    wd_find,
+    wd_stray,
+)
 from argusd.engine.opening cimport add_watch, below, lookup, place_open
 from argusd.engine.tree cimport node_is
-from argusd.engine.work cimport notice_push, retry_push
+from argusd.engine.work cimport job_push, notice_push, retry_push
 from argusd.includes.linux cimport (
     CLONE_FS,
     O_CLOEXEC,
@@ -35,8 +45,10 @@ from argusd.includes.linux cimport (
     fchdir,
     open,
     unshare,
+    usleep,
 )
 
+from argusd.includes.pthread cimport load_int
 
 cdef enum:
     CHUNK = 3000                    # bytes of a relative path looked up at once; the kernel takes 4095
@@ -101,6 +113,7 @@ cdef void walk_free(Walk *walk) noexcept nogil:
     if walk.home_fd >= 0:
         close(walk.home_fd)
     free(walk.stack)
+    free(walk.later)
     free(walk.entries)
     buffer_free(&walk.path)
     buffer_free(&walk.top_path)
@@ -218,6 +231,51 @@ cdef int parent_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     return fd
 
 
+cdef void put_off(Walk *walk, uint32_t node) noexcept nogil:
+    """Go on with ``node`` when the reader has taken over what was found there."""
+    cdef Job *grown
+    if walk.later_count == walk.later_capacity:
+        grown = <Job *>realloc(walk.later, <size_t>(walk.later_capacity * 2 + 64) * sizeof(Job))
+        if grown == NULL:
+            walk.error = ENOMEM
+            return
+        walk.later = grown
+        walk.later_capacity = walk.later_capacity * 2 + 64
+    walk.later[walk.later_count].node = node
+    walk.later[walk.later_count].serial = walk.core.nodes[node].serial
+    walk.later_count += 1
+
+
+cdef bint take_later(Walk *walk) noexcept nogil:
+    """Wait for the reader, and have what was put off on the stack; False when there is nothing."""
+    cdef uint32_t i
+    if not walk.later_count or walk.error:
+        walk.later_count = 0
+        return False
+    wait_for_reader(walk.core)
+    core_lock(walk.core)
+    for i in range(walk.later_count):
+        if node_is(walk.core, walk.later[i].node, walk.later[i].serial):
+            stack_push(walk, walk.later[i].node)
+    core_unlock(walk.core)
+    walk.later_count = 0
+    return walk.stack_count > 0
+
+
+cdef void wait_for_reader(Core *core) noexcept nogil:
+    """Until the reader has come by a mark that is put into the queue now."""
+    cdef uint64_t fence
+    cdef bint passed = False
+    core_lock(core)
+    fence = fence_place(core)
+    core_unlock(core)
+    while not passed and not load_int(&core.stopping):
+        usleep(200)
+        core_lock(core)
+        passed = core.fence_passed >= fence
+        core_unlock(core)
+
+
 cdef bint stack_push(Walk *walk, uint32_t node) noexcept nogil:
     cdef Job *grown
     if walk.stack_count == walk.stack_capacity:
@@ -241,14 +299,22 @@ cdef void failed(Walk *walk, uint32_t node, int error) noexcept nogil:
         notice_push(walk.core, NOTICE_LIMIT, walk.core.nodes[node].root.subscription.number, error, 0, node)
 
 
+cdef bint is_absence(int error) noexcept nogil:
+    return error == ENOENT or error == ENOTDIR or error == ELOOP
+
+
 cdef void lost(Walk *walk, uint32_t node, uint32_t serial, int error) noexcept nogil:
-    """The directory was not found where the tree has it: its events, still in the queue, will tell why."""
+    """A directory cannot be reached by its path as the tree has it: events, still in the queue, will tell why.
+
+    Where they do not, the directory above is not where the tree has it.
+    """
     cdef Core *core = walk.core
-    cdef bint gone = error == ENOENT or error == ENOTDIR or error == ELOOP
     core_lock(core)
     if node_is(core, node, serial):
-        if gone or error == ESTALE:
-            retry_push(core, node, gone, walk.rescan)
+        if is_absence(error) or error == ESTALE:
+            retry_push(core, node)
+            if core.nodes[node].attempts > 2 and core.nodes[node].parent:
+                job_push(core, core.nodes[node].parent)
         elif error != ESRCH:
             failed(walk, node, error)
     core_unlock(core)

@@ -6,7 +6,7 @@ whatever it finds is checked against the events that were in the queue at that t
 judged only when the mark behind them comes out of the queue).
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport realloc
 from libc.string cimport memset, strdup, strlen, strncmp
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
@@ -32,8 +32,19 @@ from argusd.engine.listing cimport expect_echoes, list_directory, rescan_window
 from argusd.engine.mounts cimport mounts_check
 from argusd.engine.subject cimport look_up
 from argusd.engine.tree cimport node_is
-from argusd.engine.walk cimport ENTRIES, Walk, chain_push, node_open, walk_enter, walk_free, walk_init, walk_leave
+from argusd.engine.walk cimport (
+    ENTRIES,
+    Walk,
+    chain_push,
+    node_open,
+    wait_for_reader,
+    walk_enter,
+    walk_free,
+    walk_init,
+    walk_leave,
+)
 from argusd.engine.window cimport echoes_end
+from argusd.engine.work cimport drop_stale, look_waits, place_due
 from argusd.includes.linux cimport (
     DT_LNK,
     DT_UNKNOWN,
@@ -144,20 +155,6 @@ cdef void rescan_tree(Walk *walk, Root *root, uint32_t top, uint32_t serial) noe
     walk.rescan = False
 
 
-cdef void wait_for_reader(Core *core) noexcept nogil:
-    """Until the reader has come by a mark that is put into the queue now."""
-    cdef uint64_t fence
-    cdef bint passed = False
-    core_lock(core)
-    fence = fence_place(core)
-    core_unlock(core)
-    while not passed and not load_int(&core.stopping):
-        usleep(200)
-        core_lock(core)
-        passed = core.fence_passed >= fence
-        core_unlock(core)
-
-
 cdef bint swap_add(Swap *swap, const char *name) noexcept nogil:
     cdef Name *grown
     if swap.count == swap.capacity:
@@ -236,7 +233,7 @@ cdef bint remove_watches(Core *core) noexcept nogil:
         core.removal_count -= 1
         wd = core.removals[core.removal_count]
         entry = wd_find(core, wd)
-        if entry != NULL and entry.first == 0 and not entry.mask & ANCHORED:     # not in use again meanwhile
+        if entry != NULL and entry.first == 0 and not entry.mask & ANCHORED and not look_waits(core, wd):
             wd_forget(core, wd)
             inotify_rm_watch(core.inotify_fd, wd)
         count += 1
@@ -309,11 +306,15 @@ cdef long long check_mounts(Walk *walk, unsigned long long round) noexcept nogil
 cdef void wait_for_work(Core *core, long long until_ns) noexcept nogil:
     """Sleep until there is work or time is up, called and left with the lock held; for ever when nothing is watched."""
     cdef timespec when
-    cdef long long left
-    if core.subscriptions == NULL:
+    cdef long long now_ns = monotonic_ns(), due_ns, left
+    drop_stale(core)
+    due_ns = place_due(core, now_ns)
+    if core.subscriptions == NULL and not due_ns:
         pthread_cond_wait(&core.work, &core.data)
         return
-    left = max(<long long>0, until_ns - monotonic_ns())
+    if due_ns and due_ns < until_ns:
+        until_ns = due_ns
+    left = max(<long long>0, until_ns - now_ns)
     clock_gettime(CLOCK_REALTIME, &when)
     when.tv_sec += (when.tv_nsec + left) // 1000000000
     when.tv_nsec = (when.tv_nsec + left) % 1000000000

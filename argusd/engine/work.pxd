@@ -1,10 +1,15 @@
 # What the reader and the walker have for each other, and for Python.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from argusd.engine.core cimport Core, Root, Swap
+from argusd.engine.core cimport Core, Identity, Look, Root, Swap
 
-cdef void retry_push(Core *core, uint32_t node, bint gone, bint rescan) noexcept nogil
+cdef void retry_push(Core *core, uint32_t node) noexcept nogil
+cdef Look *look_push(Core *core, uint32_t node, uint64_t fence) noexcept nogil
+cdef bint look_waits(Core *core, int wd) noexcept nogil
+cdef void proof_take(Core *core, uint32_t node, Identity *proven) noexcept nogil
+cdef void drop_stale(Core *core) noexcept nogil
+cdef int64_t place_due(Core *core, int64_t now_ns) noexcept nogil
 cdef void job_push(Core *core, uint32_t node) noexcept nogil
 cdef void root_push(Core *core, Root *root) noexcept nogil
 cdef void root_unqueue(Core *core, Root *root) noexcept nogil

@@ -6,44 +6,131 @@ from libc.string cimport memset
 
 from argusd._records cimport Buffer, buffer_free, buffer_room
 from argusd.engine.core cimport (
-    ATTEMPTS_MAX,
     NODE_QUEUED,
+    NODE_STILL,
     Echo,
+    Identity,
     Job,
     Limbo,
+    Look,
     NoticeEntry,
     Retry,
+    Window,
     fence_place,
+    monotonic_ns,
     name_hash,
 )
-from argusd.engine.tree cimport node_free_tree, node_path
+from argusd.engine.tree cimport node_is, node_path
 from argusd.engine.window cimport window_free
 from argusd.includes.linux cimport close, write
 from argusd.includes.pthread cimport pthread_cond_destroy, pthread_cond_signal, pthread_mutex_destroy, swap_int
+from libc.stdint cimport int64_t
 
 
 cdef enum:
     NOTICES_MAX = 1000          # that wait for Python; more are not told
+    EAGER = 8                   # attempts that follow each other at once
 
 
-cdef void retry_push(Core *core, uint32_t node, bint gone, bint rescan) noexcept nogil:
-    """Look at ``node`` again when the reader has handled every event that is in the queue now."""
-    cdef Retry *retry
-    if core.nodes[node].attempts >= ATTEMPTS_MAX:
-        if core.nodes[node].wd < 0:
-            node_free_tree(core, node)
-        return
-    retry = <Retry *>calloc(1, sizeof(Retry))
+cdef void retry_push(Core *core, uint32_t node) noexcept nogil:
+    """Look at ``node`` again when the reader has handled every event that is in the queue now.
+
+    After some attempts each next one waits twice as long, up to about half a second.
+    """
+    cdef Retry *retry = <Retry *>calloc(1, sizeof(Retry))
+    cdef int late = core.nodes[node].attempts - EAGER
     if retry == NULL:
         return
     retry.node = node
     retry.serial = core.nodes[node].serial
-    retry.gone = gone
-    retry.rescan = rescan
     retry.attempt = core.nodes[node].attempts
-    retry.fence = fence_place(core)
+    if late > 0:
+        retry.until_ns = monotonic_ns() + (<int64_t>1000000 << min(late, 9))
+        pthread_cond_signal(&core.work)
+    else:
+        retry.fence = fence_place(core)
     retry.next = core.retries
     core.retries = retry
+
+
+cdef Look *look_push(Core *core, uint32_t node, uint64_t fence) noexcept nogil:
+    """Have the reader take over what was found at ``node`` when it comes by a mark; NULL when memory ran out."""
+    cdef Look *look = <Look *>calloc(1, sizeof(Look))
+    if look == NULL:
+        return NULL
+    look.node = node
+    look.serial = core.nodes[node].serial
+    look.parent = core.nodes[node].parent
+    look.parent_serial = core.nodes[look.parent].serial
+    look.name = name_hash(core, look.parent, core.nodes[node].name, core.nodes[node].name_size)
+    look.fence = fence
+    look.next = core.looks
+    core.looks = look
+    return look
+
+
+cdef bint look_waits(Core *core, int wd) noexcept nogil:
+    """Was this watch descriptor found by a look that the reader has not taken over yet?"""
+    cdef Look *look = core.looks
+    while look != NULL and look.wd != wd:
+        look = look.next
+    return look != NULL
+
+
+cdef void proof_take(Core *core, uint32_t node, Identity *proven) noexcept nogil:
+    """Which file is proven to stand where ``node`` is, if any; the proof is used up."""
+    cdef Look **link = &core.looks
+    cdef Look *look
+    proven.valid = False
+    while link[0] != NULL:
+        look = link[0]
+        if look.proven and look.node == node and look.serial == core.nodes[node].serial:
+            if core.nodes[node].flags & NODE_STILL:
+                proven[0] = look.found
+            link[0] = look.next
+            free(look)
+        else:
+            link = &look.next
+
+
+cdef void drop_stale(Core *core) noexcept nogil:
+    """Drop what was kept for directories that are gone before the walker came to them."""
+    cdef Window *window = core.windows
+    cdef Window *after
+    cdef Look **link = &core.looks
+    cdef Look *look
+    while window != NULL:
+        after = window.next
+        if window.fence == 0 and not node_is(core, window.node, window.serial):
+            window_free(core, window)
+        window = after
+    while link[0] != NULL:
+        look = link[0]
+        if look.proven and not node_is(core, look.node, look.serial):
+            link[0] = look.next
+            free(look)
+        else:
+            link = &look.next
+
+
+cdef int64_t place_due(Core *core, int64_t now_ns) noexcept nogil:
+    """Place the mark of what has waited long enough; returns when the next will have, or 0. With the lock held."""
+    cdef Retry *retry = core.retries
+    cdef Limbo *limbo = core.limbo
+    cdef int64_t first_ns = 0
+    while retry != NULL:
+        if retry.fence == 0 and retry.until_ns <= now_ns:
+            retry.fence = fence_place(core)
+        elif retry.fence == 0 and (first_ns == 0 or retry.until_ns < first_ns):
+            first_ns = retry.until_ns
+        retry = retry.next
+    while limbo != NULL:
+        if limbo.fence == 0 and limbo.until_ns <= now_ns:
+            limbo.fence = fence_place(core)
+        elif limbo.fence == 0 and (first_ns == 0 or limbo.until_ns < first_ns):
+            first_ns = limbo.until_ns
+        limbo = limbo.next
+    return first_ns
 
 
 cdef void job_push(Core *core, uint32_t node) noexcept nogil:
@@ -223,6 +310,7 @@ cdef void core_free(Core *core) noexcept nogil:
     cdef Echo *echo
     cdef Limbo *limbo
     cdef Retry *retry
+    cdef Look *look
     cdef NoticeEntry *notice
     for i in range(1, core.node_end):
         free(core.nodes[i].name)
@@ -242,6 +330,10 @@ cdef void core_free(Core *core) noexcept nogil:
         retry = core.retries
         core.retries = retry.next
         free(retry)
+    while core.looks != NULL:
+        look = core.looks
+        core.looks = look.next
+        free(look)
     while core.notices != NULL:
         notice = core.notices
         core.notices = notice.next

@@ -328,6 +328,8 @@ def test_a_process_that_has_ended_cannot_be_watched(watching: Watching, folder: 
 
 def test_nothing_is_left_after_watches_end(watching: Watching, folder: Path) -> None:
     (folder / "a/b/c").mkdir(parents=True)
+    watching.engine.switch([], [watching.watch(folder)])
+    watching.settle()  # the threads have begun by now
     before = descriptors(), len(names("/proc/self/task")), watches()
     for _ in range(100):
         number = watching.watch(folder)

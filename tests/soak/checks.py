@@ -114,7 +114,9 @@ class Judge:
         for (event, name, directory), happened in self._history.happenings.items():
             if not self._subject.wants(event):
                 continue
-            certain = [happening for happening in happened if self._certainty.of(happening.past)]
+            certain = [
+                happening for happening in happened if self._certainty.until(happening.parent, happening.record.end)
+            ]
             if not certain:
                 continue
             paths = self._entries.get((event, name, directory), Counter())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -99,11 +99,6 @@ class Happening:
     def paths(self) -> frozenset[Names]:
         """Where the directory can have been when it happened."""
         return frozenset(chain.path for chain in self.history.chains(self.parent, self.record.begin, self.record.end))
-
-    @cached_property
-    def past(self) -> tuple[Chain, ...]:
-        """Wherever the directory can have been until then."""
-        return tuple(self.history.chains(self.parent, ALWAYS, self.record.end))
 
 
 @dataclass
@@ -208,16 +203,28 @@ class Certainty:
         self._standing = {found.handle for found in directories if subject.covers(found.path) or found.path in above}
         self._known: dict[tuple[str, int], bool] = {}
 
-    def of(self, chains: Iterable[Chain]) -> bool:
-        """Whether a directory that had these paths was watched under each of them."""
-        return all(self._subject.covers(chain.path) and self._standing.issuperset(chain.handles) for chain in chains)
-
     def until(self, handle: str, when: int) -> bool:
-        """Whether a directory was watched from the start to ``when``."""
+        """Whether a directory was watched from the start to ``when``, as was everything that was ever above it.
+
+        A directory that had left the tree is back a moment before it is watched again. What is moved there from within
+        the tree in this moment is not seen to stay.
+        """
         key = handle, when
         if key not in self._known:
-            self._known[key] = self.of(self._history.chains(handle, ALWAYS, when))
+            self._known[key] = self._stands(handle, when)
         return self._known[key]
+
+    def _stands(self, handle: str, when: int) -> bool:
+        seen, left = {handle}, [handle]
+        while left:
+            at = left.pop()
+            for chain in self._history.chains(at, ALWAYS, when):
+                on_the_way = at != handle and chain.path == self._subject.path[: len(chain.path)]
+                if not (on_the_way or self._subject.covers(chain.path)) or not self._standing.issuperset(chain.handles):
+                    return False
+                left += [above for above in chain.handles if above not in seen]
+                seen.update(chain.handles)
+        return True
 
     def rediscoveries(self, handle: str) -> int:
         """How often a directory, or one above it, may have left the watched tree and come back."""
