@@ -60,7 +60,8 @@ class Engine:
     ) -> int:
         """Register one subject in one container, silent and unarmed; returns its number (never used again).
 
-        ``pid`` is the container's init, ``pidfd`` holds it (duplicated here; the caller keeps its own).
+        ``pid`` is the container's init, ``pidfd`` holds it (duplicated here; the caller keeps its own). A descriptor
+        of the folder ``/proc/PID`` will do where the kernel has no pidfds.
         """
     def arm(self, subscription: int) -> Armed:
         """Watch the subject's paths and, when it is recursive, the directories below.

@@ -36,7 +36,7 @@ from argusd.engine.core cimport (
     monotonic_ns,
 )
 from argusd.engine.events cimport reader_free, reader_init, reader_main
-from argusd.engine.opening cimport openat2_works
+from argusd.engine.opening cimport ended, openat2_works
 from argusd.engine.report cimport Reader
 from argusd.engine.subject cimport arm_root
 from argusd.engine.tree cimport node_is
@@ -226,10 +226,8 @@ cdef class Engine:
     cdef Place *place(self, int pid, int pidfd) except NULL:
         """The place of a living process, shared by all its subscriptions."""
         cdef Place *place = self.core.places
-        cdef pollfd waiter
         while place != NULL:
-            waiter.fd, waiter.events = place.pidfd, POLLIN
-            if place.pid == pid and poll(&waiter, 1, 0) == 0:
+            if place.pid == pid and not ended(place.pidfd):
                 place.users += 1
                 return place
             place = place.next

@@ -8,6 +8,7 @@ watches and the request. :class:`Registry` carries them out. Its state changes o
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from argusd.arming import Arming, NoContainerError, Subscription, WatchKey, container_label
+from argusd.ends import Ends
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -158,6 +160,7 @@ class Registry:
         self._arming = arming
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
+        self._ends = Ends()
         self._watches: list[Watch] = []
         # One request at a time for a pod; a lock lives only as long as somebody holds it or waits for it.
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
@@ -247,7 +250,7 @@ class Registry:
     def _adopt(self, watch: Watch) -> None:
         self._watches.append(watch)
         for who, member in watch.members.items():
-            self._loop.add_reader(member.container.pidfd, self._ended, watch, who)
+            self._ends.add(member.container, functools.partial(self._ended, watch, who))
 
     async def _retire(
         self, watches: Sequence[Watch], *, on: list[int], kept: set[int], lost: Sequence[int] = ()
@@ -281,5 +284,5 @@ class Registry:
             self._metrics.release(counter)
 
     def _release(self, container: Container) -> None:
-        self._loop.remove_reader(container.pidfd)
+        self._ends.remove(container)
         container.close()

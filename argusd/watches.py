@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
 
 import grpc
@@ -167,12 +168,15 @@ async def _resolve(request: WatchRequest, answer_by: float) -> list[Container]:
     wanted: Sequence[str | int] = request.cids or request.pids
     look = _by_cid if request.cids else _by_pid
     while True:
-        found = await _in_thread(look, wanted)
+        looked = await _in_thread(look, wanted)
+        found = looked.found
         if found or not request.cids or loop.time() + _FIND_AGAIN_S >= answer_by:
             break
         await asyncio.sleep(_FIND_AGAIN_S)
     missing = ", ".join(str(one) for one in wanted if one not in found)
     what = "container" if request.cids else "process"
+    if looked.starting:
+        missing += f" ({_starting(looked.starting)})"
     if not found:
         raise NoContainerError(f"no running {what} found for {missing}")
     if missing:
@@ -180,27 +184,54 @@ async def _resolve(request: WatchRequest, answer_by: float) -> list[Container]:
     return [found[one] for one in wanted if one in found]
 
 
-def _by_cid(cids: Sequence[str | int]) -> dict[str | int, Container]:
+def _starting(pids: Mapping[str | int, int]) -> str:
+    """Say why containers are left out that were found."""
+    each = ", ".join(f"process {pid} of {cid}" for cid, pid in pids.items())
+    return f"{each} has no root of its own yet: its runtime is still at work, or what it sees is the node itself"
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What was found, by what was asked for; and the pids of containers that nobody may look into yet."""
+
+    found: dict[str | int, Container] = field(default_factory=dict)
+    starting: dict[str | int, int] = field(default_factory=dict)
+
+    def close(self) -> None:
+        for container in self.found.values():
+            container.close()
+
+
+def _by_cid(cids: Sequence[str | int]) -> _Looked:
     ids = {cid: container_id(str(cid)) for cid in cids}
-    found = find(list(ids.values()))
-    return {cid: found[one] for cid, one in ids.items() if one in found}
+    by_id, looked = find(list(ids.values())), _Looked()
+    try:
+        ready = {one: container.set_up() for one, container in by_id.items()}
+        for cid, one in ids.items():
+            if one in by_id and ready[one]:
+                looked.found[cid] = by_id[one]
+            elif one in by_id:
+                looked.starting[cid] = by_id[one].pid
+    finally:
+        for container in by_id.values():
+            if container not in looked.found.values():
+                container.close()
+    return looked
 
 
-def _by_pid(pids: Sequence[str | int]) -> dict[str | int, Container]:
-    found: dict[str | int, Container] = {}
+def _by_pid(pids: Sequence[str | int]) -> _Looked:
+    looked = _Looked()
     try:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
-                found[pid] = open_pid(int(pid))
+                looked.found[pid] = open_pid(int(pid))
     except BaseException:
-        _close(found)
+        looked.close()
         raise
-    return found
+    return looked
 
 
-async def _in_thread(
-    look: Callable[[Sequence[str | int]], dict[str | int, Container]], wanted: Sequence[str | int]
-) -> dict[str | int, Container]:
+async def _in_thread(look: Callable[[Sequence[str | int]], _Looked], wanted: Sequence[str | int]) -> _Looked:
     """Run ``look`` in a thread; what it finds after the call was cancelled is closed."""
     future = asyncio.get_running_loop().run_in_executor(None, look, wanted)
     try:
@@ -210,14 +241,9 @@ async def _in_thread(
         raise
 
 
-def _close_result(future: asyncio.Future[dict[str | int, Container]]) -> None:
+def _close_result(future: asyncio.Future[_Looked]) -> None:
     if not future.cancelled() and future.exception() is None:
-        _close(future.result())
-
-
-def _close(found: dict[str | int, Container]) -> None:
-    for container in found.values():
-        container.close()
+        future.result().close()
 
 
 def _look(task: asyncio.Task[Any]) -> None:

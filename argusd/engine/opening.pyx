@@ -6,11 +6,13 @@ Facts about path lookup that shape this file:
 * A container's files are reached through /proc/PID/root with openat2(2) and RESOLVE_IN_ROOT, so that neither an
   absolute symbolic link nor ``..`` leads out of its root.
 * A process number says which process only while that process lives: its pidfd is asked after /proc/PID was opened.
+* Where there are no pidfds a descriptor of the folder /proc/PID takes their place. It stays with its process too: after
+  the end nothing can be opened through it, whoever has the number by then.
 * An O_PATH descriptor causes no events and opens nothing: no fifo blocks, no device is touched.
 * Inode numbers are used again; together with the device and the time of birth they tell one file from another.
 """
 
-from libc.errno cimport EAGAIN, ESRCH, errno
+from libc.errno cimport EAGAIN, ENOENT, ENOTDIR, ESRCH, errno
 from libc.stdint cimport uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memset
@@ -24,6 +26,7 @@ from argusd.includes.linux cimport (
     O_DIRECTORY,
     O_NOFOLLOW,
     O_PATH,
+    O_RDONLY,
     POLLIN,
     RESOLVE_BENEATH,
     RESOLVE_IN_ROOT,
@@ -36,10 +39,13 @@ from argusd.includes.linux cimport (
     fchdir,
     fstatat,
     inotify_add_watch,
+    memrchr,
     open,
     open_how,
+    openat,
     poll,
     pollfd,
+    read,
     stat_t,
     statx,
     statx_t,
@@ -79,7 +85,27 @@ cdef bint openat2_works() noexcept nogil:
 cdef bint ended(int pidfd) noexcept nogil:
     cdef pollfd waiter
     waiter.fd, waiter.events = pidfd, POLLIN
-    return poll(&waiter, 1, 0) > 0
+    if poll(&waiter, 1, 0) <= 0:
+        return False
+    return folder_ended(pidfd)
+
+
+cdef bint folder_ended(int folder) noexcept nogil:
+    """Whether the process has ended whose folder in /proc this is; a zombie has. True for what is no folder."""
+    cdef char text[256]             # proc_pid_stat(5): number, command of up to 64 bytes in brackets, state
+    cdef char *bracket
+    cdef ssize_t size
+    cdef int fd = openat(folder, b"stat", O_RDONLY | O_CLOEXEC)
+    if fd < 0:
+        return errno == ENOTDIR or errno == ENOENT or errno == ESRCH
+    size = read(fd, text, sizeof(text))
+    close(fd)
+    if size <= 0:
+        return True
+    bracket = <char *>memrchr(text, c')', <size_t>size)
+    if bracket == NULL or bracket + 2 >= text + size:
+        return True
+    return bracket[2] == c'Z' or bracket[2] == c'X' or bracket[2] == c'x'
 
 
 cdef int place_open(int pid, int pidfd) noexcept nogil:

@@ -124,6 +124,7 @@ cdef extern from * nogil:
         char d_name[0]
 
 cdef extern from "<string.h>" nogil:
+    void *memrchr(const void *text, int byte, size_t size)
     void *memmem(const void *haystack, size_t size, const void *needle, size_t needle_size)
 
 cdef extern from "<time.h>" nogil:
