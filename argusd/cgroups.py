@@ -103,11 +103,13 @@ def _containers(tree: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _pids_below(top: bytes) -> set[int]:
+    """The processes of a cgroup; none when they cannot all be told."""
     pids: set[int] = set()
     waiting = [top]
     for _ in range(_FOLDERS):
         if not waiting:
-            break
+            pids.discard(0)
+            return pids
         folder = waiting.pop()
         waiting += _folders(folder)
         try:
@@ -115,8 +117,7 @@ def _pids_below(top: bytes) -> set[int]:
         except OSError:  # removed meanwhile, or a threaded cgroup, whose processes are listed further up
             continue
         pids.update(map(int, words))
-    pids.discard(0)
-    return pids
+    return set()
 
 
 def _folders(folder: bytes) -> list[bytes]:

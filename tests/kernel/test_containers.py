@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
 import select
 import signal
 import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from argusd.containers import AmbiguousId, Container, find, open_pid
-
-TIMEOUT_S = 20.0
-TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+from tests.kernel.cgroups import TIMEOUT_S, Cgroups, child_of, descriptors, found_pid, new_id, start_time, stat_fields
 
 FORMS = [
     "docker/{id}",
@@ -32,127 +29,6 @@ FORMS = [
     "machine.slice/libpod-{id}.scope/container",
     "libpod_parent/libpod-{id}",
 ]
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for ``condition`` as long as a slow machine may take."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        threading.Event().wait(0.005)
-
-
-def new_id() -> str:
-    """Return a full container id that nobody has."""
-    return secrets.token_hex(32)
-
-
-def mount_point(version: str) -> Path | None:
-    """Where cgroup v2, or some hierarchy of v1, is mounted for us to write to."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, point, kind, options, *_ = line.split()
-        named = kind == "cgroup" and "name=" in options
-        if (kind == "cgroup2" if version == "v2" else named) and os.access(point, os.W_OK):
-            return Path(point)
-    return None
-
-
-class Cgroups:
-    """A folder of cgroups of our own, and the processes that were put there."""
-
-    def __init__(self, top: Path) -> None:
-        """``top`` must not exist; :meth:`remove` takes it away with everything in it."""
-        self.top = top
-        self.top.mkdir()
-        self._started: list[subprocess.Popen[str]] = []
-
-    def make(self, path: str) -> Path:
-        """Make a cgroup; ``path`` is below our folder."""
-        folder = self.top / path
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def start(self, folder: Path, *wrapper: str, script: str = "") -> subprocess.Popen[str]:
-        """Start a shell in a cgroup, through ``wrapper`` if any; it runs ``script``, says so and waits."""
-        inner = f"{script}\necho ready\nread x"
-        command = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(folder), *wrapper, "sh", "-c", inner]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._started.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        return process
-
-    def start_later(self, than: int, folder: Path, *wrapper: str, script: str = "") -> subprocess.Popen[str]:
-        """Start a shell whose start time differs from that of the process ``than``."""
-        until(lambda: time.clock_gettime(time.CLOCK_BOOTTIME) > (start_time(than) + 2) * TICK_S, "the next tick")
-        return self.start(folder, *wrapper, script=script)
-
-    def start_init(self, folder: Path) -> int:
-        """Start process 1 of a new pid namespace; its parent outside of it is in the cgroup, too, and older."""
-        parent = self.start(folder, "unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
-        return child_of(parent.pid)
-
-    def remove(self) -> None:
-        """End the processes and remove the folders."""
-        for process in self._started:
-            process.kill()
-            process.communicate()
-        for folder, _, _ in os.walk(self.top, topdown=False):
-            until(lambda folder=folder: removed(Path(folder)), f"{folder} is empty")  # type: ignore[misc]  # of any type
-
-
-def removed(folder: Path) -> bool:
-    """Remove a cgroup if its last process has gone."""
-    try:
-        folder.rmdir()
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        return False
-    return True
-
-
-def stat_fields(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat from the third on."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def start_time(pid: int) -> int:
-    """Return when a process started, in ticks."""
-    return int(stat_fields(pid)[19])
-
-
-def child_of(pid: int) -> int:
-    """Return the one child of a process."""
-    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(child)
-
-
-@pytest.fixture(params=["v1", "v2"])
-def cgroups(request: pytest.FixtureRequest) -> Iterator[Cgroups]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root for cgroups and pid namespaces")
-    top = mount_point(request.param)
-    if top is None:
-        pytest.skip(f"no cgroup {request.param} hierarchy is mounted that we may write to")
-    groups = Cgroups(top / f"argusd-test-{secrets.token_hex(4)}")
-    try:
-        yield groups
-    finally:
-        groups.remove()
-
-
-def descriptors() -> set[str]:
-    """Return our open descriptors, but for that of the listing."""
-    return {link.name for link in Path("/proc/self/fd").iterdir() if link.exists() or link.is_symlink()}
-
-
-def found_pid(full: str) -> int | None:
-    """Return the pid that stands for a container."""
-    containers_by_id = find([full])
-    for container in containers_by_id.values():
-        container.close()
-    return containers_by_id[full].pid if full in containers_by_id else None
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -357,18 +233,6 @@ def test_processes_come_and_go_while_we_look(cgroups: Cgroups) -> None:
         thread.join()
 
 
-def test_from_a_private_cgroup_namespace(cgroups: Cgroups) -> None:
-    full = new_id()
-    init = cgroups.start(cgroups.make(f"kubepods/pod1/{full}"))
-    program = f"from argusd.containers import find; print(find(['{full}'])['{full}'].pid)"
-    daemon = subprocess.run(
-        ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec unshare --cgroup "$@"',
-         str(cgroups.make("kubepods/pod2/argusd")), sys.executable, "-c", program],
-        check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    assert int(daemon.stdout) == init.pid
-
-
 def test_nothing_leaks(cgroups: Cgroups) -> None:
     full = new_id()
     cgroups.start(cgroups.make(f"docker/{full}"))
@@ -379,6 +243,21 @@ def test_nothing_leaks(cgroups: Cgroups) -> None:
     assert descriptors() == before
 
 
+@pytest.fixture(params=["pidfd", "ENOSYS", "EPERM"])
+def handle(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What holds a process: a pidfd, or a folder where the kernel or a filter refuses pidfds."""
+    kind: str = request.param
+    if kind != "pidfd":
+        number = getattr(errno, kind)
+
+        def refuse(_pid: int, _flags: int = 0) -> int:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "pidfd_open", refuse)
+    return kind
+
+
+@pytest.mark.usefixtures("handle")
 def test_a_pid_stands_for_itself() -> None:
     container = open_pid(os.getpid())
     assert (container.id, container.pid, container.start_time) == ("", os.getpid(), start_time(os.getpid()))
@@ -390,18 +269,62 @@ def test_a_pid_stands_for_itself() -> None:
         container.alive()
 
 
-def test_the_end_of_a_process_is_seen() -> None:
+def test_the_end_of_a_process_is_seen(handle: str) -> None:
     process = subprocess.Popen(["sleep", "infinity"])
     container = open_pid(process.pid)
     assert container.alive()
+    assert not os.get_inheritable(container.pidfd)
+    assert container.tells == (handle == "pidfd")
     process.kill()
-    assert select.select([container.pidfd], [], [], TIMEOUT_S)[0]
+    if container.tells:
+        assert select.select([container.pidfd], [], [], TIMEOUT_S)[0]
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert stat_fields(process.pid)[0] == "Z"
     assert not container.alive()
     process.wait()
     assert not container.alive()
     container.close()
 
 
+@pytest.mark.usefixtures("handle")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to choose the pid of a process")
+def test_another_process_with_the_same_pid_is_not_taken_for_it() -> None:
+    first = subprocess.Popen(["sleep", "infinity"])
+    held = open_pid(first.pid)
+    first.kill()
+    first.wait()
+    with process_of_pid(first.pid):
+        assert open_and_close(first.pid) == (first.pid, start_time(first.pid))
+        assert not held.alive()
+    held.close()
+
+
+def open_and_close(pid: int) -> tuple[int, int]:
+    """What a pid stands for now."""
+    with contextlib.closing(open_pid(pid)) as container:
+        return container.pid, container.start_time
+
+
+@contextlib.contextmanager
+def process_of_pid(pid: int) -> Iterator[None]:
+    """Start a process with a pid of our choice (clone3(2), set_tid, by way of ns_last_pid)."""
+    last = Path("/proc/sys/kernel/ns_last_pid")
+    if not os.access(last, os.W_OK):
+        pytest.skip("needs a kernel that lets us choose the pid of a process (CONFIG_CHECKPOINT_RESTORE)")
+    for _ in range(1000):  # others start processes too
+        last.write_text(str(pid - 1))
+        process = subprocess.Popen(["sleep", "infinity"])
+        try:
+            if process.pid == pid:
+                yield
+                return
+        finally:
+            process.kill()
+            process.wait()
+    pytest.fail(f"no process got the pid {pid}")
+
+
+@pytest.mark.usefixtures("handle")
 def test_no_such_process() -> None:
     process = subprocess.Popen(["true"])
     process.wait()
@@ -410,6 +333,7 @@ def test_no_such_process() -> None:
             open_pid(pid)
 
 
+@pytest.mark.usefixtures("handle")
 def test_a_thread_is_no_process() -> None:
     ready, done = threading.Event(), threading.Event()
 
@@ -427,17 +351,6 @@ def test_a_thread_is_no_process() -> None:
     finally:
         done.set()
         thread.join()
-
-
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
-def test_a_kernel_without_pidfds_is_named(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    def refuse(_pid: int, _flags: int = 0) -> int:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "pidfd_open", refuse)
-    with pytest.raises(OSError, match="pidfd_open") as caught:
-        open_pid(os.getpid())
-    assert caught.value.errno == number
 
 
 @pytest.mark.parametrize("short", ["", "0" * 11, "0" * 65, "A" * 12, "docker://" + "0" * 64, "../" + "0" * 12])
