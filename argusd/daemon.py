@@ -20,6 +20,7 @@ from argusd._output import Output
 from argusd.arming import WATCH_LIMIT, Arming, sysctl
 from argusd.flags import Settings
 from argusd.metrics import Metrics
+from argusd.processes import pidfds_work
 from argusd.registry import Registry
 from argusd.server import AddressError, Server
 from argusd.watches import WatchService
@@ -105,6 +106,11 @@ class _Daemon:
         settings = self._settings
         if not secure and (settings.tlscafile or settings.tlscertfile or settings.tlskeyfile):
             logger.warning("TLS files are given without -tls: serving plaintext, clients are not verified")
+        if not pidfds_work():
+            logger.warning(
+                "pidfd_open(2) is refused (it needs Linux 5.3 and a seccomp profile that knows it): "
+                "the daemon looks for the end of containers 20 times a second"
+            )
         logger.info("argusd %s; container paths are looked up with openat2(RESOLVE_IN_ROOT)", __version__)
         logger.info("Server listening on %s", address)
 
