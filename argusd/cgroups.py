@@ -40,7 +40,7 @@ _PROCS: Final = b"cgroup.procs"
 _PROCS_BYTES: Final = 1 << 23  # every pid that a kernel can have
 _CGROUP_BYTES: Final = 1 << 17  # a path of up to 4 KiB for each of a dozen hierarchies
 _FOLDERS: Final = 16_384  # of one hierarchy or one container; whoever makes more does not make us look at them
-_FIRST: Final = ("unified", "systemd")  # every runtime uses these where they exist; controllers can be missing
+_FIRST: Final = ("systemd", "unified")  # every runtime uses these; the fewer files a cgroup has, the sooner it is read
 
 
 def depths(pid: int) -> dict[bytes, int]:
@@ -79,12 +79,15 @@ def trees(top: Path = TREE) -> Iterator[Path]:
 def members(tree: Path, ids: Collection[bytes]) -> dict[bytes, set[int]]:
     """The processes in the cgroups of the containers ``ids`` in one hierarchy, to be confirmed by :func:`depths`.
 
-    ``ids`` are full. Containers inside of other containers are not looked for. Blocks: about 10 µs a folder.
+    ``ids`` are full. Containers inside of other containers are not looked for. Blocks: about 15 µs a folder, until all
+    are found.
     """
     found: dict[bytes, set[int]] = {}
     for folder, full in _containers(os.fsencode(tree)):
-        if full in ids and (pids := _pids_below(folder)):
-            found.setdefault(full, set()).update(pids)
+        if full in ids and full not in found and (pids := _pids_below(folder)):
+            found[full] = pids
+            if len(found) == len(ids):
+                break
     return found
 
 

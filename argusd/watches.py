@@ -37,6 +37,7 @@ SERVICE_NAME: Final = "argus.Argusd"
 _ANSWER_WITHIN_S: Final = 3.8
 _DEADLINE_MARGIN_S: Final = 0.5
 _FIND_AGAIN_S: Final = 0.15
+_PAUSE_FACTOR: Final = 4  # where a look takes long, because of many processes, waiting must not become a load
 _MESSAGES_PER_TURN: Final = 64
 _MAX_DETAILS: Final = 2000  # characters; a status travels in a header, whose size is limited
 
@@ -168,11 +169,13 @@ async def _resolve(request: WatchRequest, answer_by: float) -> list[Container]:
     wanted: Sequence[str | int] = request.cids or request.pids
     look = _by_cid if request.cids else _by_pid
     while True:
+        begin = loop.time()
         looked = await _in_thread(look, wanted)
         found = looked.found
-        if found or not request.cids or loop.time() + _FIND_AGAIN_S >= answer_by:
+        pause_s = max(_FIND_AGAIN_S, _PAUSE_FACTOR * (loop.time() - begin))
+        if found or not request.cids or loop.time() + pause_s >= answer_by:
             break
-        await asyncio.sleep(_FIND_AGAIN_S)
+        await asyncio.sleep(pause_s)
     missing = ", ".join(str(one) for one in wanted if one not in found)
     what = "container" if request.cids else "process"
     if looked.starting:

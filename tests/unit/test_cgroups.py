@@ -107,6 +107,19 @@ class Tree:
         return folder
 
 
+def watch_looks(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The folders that are listed from now on."""
+    looked: list[bytes] = []
+    real = cgroups._folders
+
+    def folders(folder: bytes) -> list[bytes]:
+        looked.append(folder)
+        return real(folder)
+
+    monkeypatch.setattr(cgroups, "_folders", folders)
+    return looked
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
     return Tree(tmp_path / "cgroup")
@@ -122,11 +135,20 @@ def test_members_are_those_of_the_cgroup_and_below(tree: Tree) -> None:
     assert members(tree.top, {A.encode(), B.encode(), C.encode()}) == {A.encode(): {10, 11, 12, 13}, B.encode(): {20}}
 
 
-def test_all_places_of_one_id_count(tree: Tree) -> None:
+def test_an_empty_cgroup_and_one_of_a_similar_name_are_passed_by(tree: Tree) -> None:
+    tree.make(f"a/{A}")
     tree.make(f"machine.slice/libpod-{A}.scope/container", 10)
-    tree.make(f"other/{A}", 11)
     tree.make(f"machine.slice/libpod-conmon-{A}.scope", 12)
-    assert members(tree.top, {A.encode()}) == {A.encode(): {10, 11}}
+    tree.make(f"z/{A}")
+    assert members(tree.top, {A.encode()}) == {A.encode(): {10}}
+
+
+def test_nothing_more_is_read_when_all_are_found(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(100):
+        tree.make(f"{number}/{A if number % 10 else B}", 10)
+    looked = watch_looks(monkeypatch)
+    assert members(tree.top, {A.encode(), B.encode()}) == {A.encode(): {10}, B.encode(): {10}}
+    assert len(looked) < 100
 
 
 def test_containers_inside_of_containers_are_not_looked_for(tree: Tree) -> None:
@@ -158,14 +180,7 @@ def test_whoever_makes_cgroups_without_end_does_not_stop_us(
     monkeypatch.setattr(cgroups, "_FOLDERS", 10)
     for number in range(100):
         tree.make(f"{within}{number}/x", 10)
-    looked: list[bytes] = []
-    real = cgroups._folders
-
-    def folders(folder: bytes) -> list[bytes]:
-        looked.append(folder)
-        return real(folder)
-
-    monkeypatch.setattr(cgroups, "_folders", folders)
+    looked = watch_looks(monkeypatch)
     assert members(tree.top, {A.encode()}) == {}
     assert 10 <= len(looked) <= 20
 
@@ -195,4 +210,4 @@ def test_v1_and_hybrid_are_many_and_the_surest_come_first(tmp_path: Path) -> Non
     (tmp_path / "cpu").symlink_to("cpu,cpuacct")
     (tmp_path / "empty").mkdir()
     names = [tree.name for tree in trees(tmp_path)]
-    assert names == ["unified", "systemd", "blkio", "cpu,cpuacct", "memory"]
+    assert names == ["systemd", "unified", "blkio", "cpu,cpuacct", "memory"]
