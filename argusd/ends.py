@@ -42,7 +42,10 @@ class Ends:
             self._loop.remove_reader(container.pidfd)
 
     def _look(self) -> None:
-        for container, ended in list(self._looked_at.values()):
+        for entry in list(self._looked_at.values()):
+            container, ended = entry
+            if self._looked_at.get(container.pidfd) is not entry:
+                continue  # removed by one of the calls
             try:
                 alive = container.alive()
             except OSError as error:  # no descriptor left to look with

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -97,6 +98,17 @@ class Pods:
         for process in self._processes:
             process.kill()
             process.wait()
+
+
+@pytest.fixture(autouse=True, params=["pidfd", "no pidfd"])
+def handle(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What holds a process; without pidfds its end must be looked for."""
+
+    def refuse(_pid: int, _flags: int = 0) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    if request.param != "pidfd":
+        monkeypatch.setattr(os, "pidfd_open", refuse)
 
 
 @pytest.fixture
