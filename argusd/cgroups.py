@@ -68,10 +68,12 @@ def trees(top: Path = TREE) -> Iterator[Path]:
         yield top
         return
     try:
-        names = [entry.name for entry in os.scandir(top) if entry.is_dir(follow_symlinks=False)]
+        with os.scandir(top) as entries:
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     except OSError:  # not mounted into our container, or not ours to see
         return
-    for name in sorted(names, key=lambda name: (name not in _FIRST, _FIRST.index(name) if name in _FIRST else 0, name)):
+    ranks = {name: rank for rank, name in enumerate(_FIRST)}
+    for name in sorted(names, key=lambda name: (ranks.get(name, len(ranks)), name)):
         if (top / name / os.fsdecode(_PROCS)).exists():
             yield top / name
 
