@@ -142,11 +142,10 @@ def test_watches_are_gone_soon_after_the_end(daemon: Daemon, start: Start) -> No
 
 
 def test_the_end_gives_everything_back(daemon: Daemon, start: Start) -> None:
-    def open_now() -> tuple[int, int, int]:
-        process = Path(f"/proc/{daemon.pid}")
-        return len(list((process / "fd").iterdir())), len(list((process / "task").iterdir())), watches(daemon)
+    def open_now() -> tuple[int, int]:
+        return len(list(Path(f"/proc/{daemon.pid}/fd").iterdir())), watches(daemon)
 
-    for _ in range(4):  # each walker thread has been started
+    for _ in range(4):  # threads have been started, and what they need has been opened
         box = start()
         create(daemon, box)
         box.close()
@@ -156,7 +155,7 @@ def test_the_end_gives_everything_back(daemon: Daemon, start: Start) -> None:
         box = start()
         create(daemon, box, recursive=True, followMove=True)
         box.close()
-    until(lambda: open_now() == before, f"{before} descriptors, threads and watches")
+    until(lambda: open_now() == before, f"{before} descriptors and watches")
 
 
 def test_the_state_never_names_the_dead(daemon: Daemon, start: Start) -> None:
@@ -275,13 +274,18 @@ def test_one_container_under_several_names_is_watched_once(daemon: Daemon, start
 
 
 def test_a_container_that_starts_during_the_call(daemon: Daemon, stack: ExitStack) -> None:
-    box = RuncContainer()
-    call = daemon.stub.CreateWatch.future(config(box.uri), timeout=5)
-    with pytest.raises(grpc.FutureTimeoutError):
-        call.result(timeout=0.5)
-    stack.enter_context(box)
-    assert list(call.result().pid) == [box.pid]
-    assert_reported(daemon, box, "w1")
+    for _ in range(ROUNDS):  # on a busy machine the start may take longer than the call
+        box = RuncContainer()
+        call = daemon.stub.CreateWatch.future(config(box.uri), timeout=5)
+        with pytest.raises(grpc.FutureTimeoutError):
+            call.result(timeout=0.3)
+        stack.enter_context(box)
+        if call.exception() is None:
+            assert list(call.result().pid) == [box.pid]
+            assert_reported(daemon, box, "w1")
+            return
+        assert call.code() == grpc.StatusCode.NOT_FOUND
+    pytest.fail("no container was found that started during the call")
 
 
 def test_those_that_run_are_watched_without_those_that_do_not(daemon: Daemon, start: Start) -> None:
@@ -342,7 +346,7 @@ def test_a_container_is_not_entered_before_it_has_a_root_of_its_own(
     making = stack.enter_context(Unfinished())
     request = config(making.id, path=str(tmp_path))
     with pytest.raises(grpc.RpcError) as failure:
-        daemon.stub.CreateWatch(request, timeout=1)
+        daemon.stub.CreateWatch(request, timeout=1.5)
     assert failure.value.code() == grpc.StatusCode.NOT_FOUND
     assert f"process {making.process.pid} of {making.id} has no root of its own yet" in str(failure.value.details())
     call = daemon.stub.CreateWatch.future(config(making.id), timeout=5)
