@@ -12,14 +12,14 @@ One inotify instance serves every subscription, because a node has few (fs.inoti
 import os
 from typing import NamedTuple
 
-from libc.errno cimport errno
+from libc.errno cimport EMFILE, ENFILE, ENOMEM, ESRCH, errno
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport strdup
+from libc.string cimport memset, strdup
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from argusd._output cimport Output
-from argusd._records cimport Encoder, buffer_free
+from argusd._records cimport Buffer, Encoder, buffer_free
 from argusd.engine.anchors cimport root_end
 from argusd.engine.core cimport (
     EVENT_KINDS,
@@ -35,8 +35,9 @@ from argusd.engine.core cimport (
     core_unlock,
     monotonic_ns,
 )
+from argusd.engine.entering cimport DENIED_ENTER, DENIED_ROOT, WAY_OPENAT2, WAY_SETNS, openat2_missing
 from argusd.engine.events cimport reader_free, reader_init, reader_main
-from argusd.engine.opening cimport ended, openat2_works
+from argusd.engine.opening cimport ended
 from argusd.engine.report cimport Reader
 from argusd.engine.subject cimport arm_root
 from argusd.engine.tree cimport node_is
@@ -48,7 +49,9 @@ from argusd.includes.linux cimport (
     EFD_NONBLOCK,
     F_DUPFD_CLOEXEC,
     POLLIN,
+    RTLD_NOW,
     close,
+    dlopen,
     eventfd,
     fcntl,
     poll,
@@ -61,6 +64,7 @@ from argusd.includes.pthread cimport (
     load_int,
     pthread_cond_broadcast,
     pthread_create,
+    pthread_join,
     pthread_setname_np,
     pthread_sigmask,
     pthread_t,
@@ -102,6 +106,41 @@ class Armed(NamedTuple):
     errors: tuple
     directories: int
     seconds: float
+    unreadable: str = ""
+
+
+class DeniedError(PermissionError):
+    step = ""
+
+
+# One call of Engine.arm, on a native thread of its own.
+cdef struct ArmTask:
+    Core *core
+    Subscription *subscription
+    Buffer unreadable
+    int denied
+    int error
+
+
+cdef void *arm_all(void *argument) noexcept nogil:
+    cdef ArmTask *task = <ArmTask *>argument
+    cdef Subscription *subscription = task.subscription
+    cdef Walk walk
+    cdef int i
+    task.error = walk_init(&walk, task.core)
+    task.denied = walk.entrance.denied
+    walk.initial = True
+    for i in range(subscription.root_count):
+        if task.error or walk.error or subscription.cancelled:
+            break
+        subscription.roots[i].error = arm_root(&walk, &subscription.roots[i])
+        if subscription.roots[i].error and walk.entrance.denied:
+            task.error, task.denied = subscription.roots[i].error, walk.entrance.denied
+    task.error = task.error or walk.error
+    task.unreadable = walk.unreadable
+    memset(&walk.unreadable, 0, sizeof(Buffer))
+    walk_free(&walk)
+    return NULL
 
 
 cdef void subscription_free(Subscription *subscription) noexcept nogil:
@@ -135,17 +174,17 @@ cdef class Engine:
     cdef int last_counter
     cdef Subscription *ended        # switched off, but a walk still holds them
 
-    def __cinit__(self, Output output not None):
-        cdef int error, i
+    def __cinit__(self, Output output not None, str enter="auto"):
+        cdef int error, i, way
         self.closed = True          # until everything below has worked
         self.output = output
         self.encoders = {}
         self.counters = {}
-        if not openat2_works():
-            raise OSError(errno, "no openat2(2): the kernel is older than 5.6, or a seccomp profile forbids it")
+        way = way_to_enter(enter)
         error = core_init(&self.core)
         if error:
             raise OSError(error, f"no inotify instance: {os.strerror(error)} (see fs.inotify.max_user_instances)")
+        self.core.way = way
         if not reader_init(&self.reader, &self.core):
             raise MemoryError
         self.reader.stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
@@ -169,6 +208,10 @@ cdef class Engine:
         thread_start(&self.reader_thread, reader_main, &self.reader, b"reader")
         self.started = True
         thread_start(&self.walker_thread, walker, &self.core, b"walker")
+
+    @property
+    def enter(self):
+        return "openat2" if self.core.way == WAY_OPENAT2 else "setns"
 
     def fileno(self):
         return self.core.told_fd
@@ -264,10 +307,12 @@ cdef class Engine:
 
     def arm(self, int number):
         cdef Subscription *subscription
-        cdef Walk walk
+        cdef ArmTask task
+        cdef pthread_t thread
         cdef int i, error
         cdef long long begin_ns = monotonic_ns()
         self.check_open()
+        memset(&task, 0, sizeof(task))
         with nogil:
             core_lock(&self.core)
             subscription = self.find(number)
@@ -276,28 +321,31 @@ cdef class Engine:
             core_unlock(&self.core)
         if subscription == NULL:
             raise KeyError(f"no subscription {number}")
-        with nogil:
-            error = walk_init(&walk, &self.core)
-            walk.initial = True
-            for i in range(subscription.root_count):
-                if error or walk.error or subscription.cancelled:
-                    break
-                subscription.roots[i].error = arm_root(&walk, &subscription.roots[i])
-            error = error or walk.error
-            walk_free(&walk)
-            core_lock(&self.core)
-            subscription.users -= 1
-            core_unlock(&self.core)
-        if error:
-            raise OSError(error, os.strerror(error))
+        task.core, task.subscription = &self.core, subscription
+        try:
+            thread_start(&thread, arm_all, &task, b"walk")
+            with nogil:
+                pthread_join(thread, NULL)
+        finally:
+            with nogil:
+                core_lock(&self.core)
+                subscription.users -= 1
+                core_unlock(&self.core)
+        unreadable = os.fsdecode(task.unreadable.data[:task.unreadable.size]) if task.unreadable.size else ""
+        buffer_free(&task.unreadable)
+        if task.denied:
+            raise denied(&task)
+        if task.error:
+            raise OSError(task.error, os.strerror(task.error))
         for i in range(subscription.root_count):
-            if subscription.roots[i].error in (1, 3, 13):       # EPERM, ESRCH, EACCES
-                error = subscription.roots[i].error
+            error = subscription.roots[i].error
+            if error == ESRCH:
                 raise OSError(error, os.strerror(error), os.fsdecode(subscription.roots[i].path))
         return Armed(
             tuple([subscription.roots[i].error for i in range(subscription.root_count)]),
             subscription.directories,
             (monotonic_ns() - begin_ns) * 1e-9,
+            unreadable,
         )
 
     def switch(self, on, off):
@@ -487,6 +535,30 @@ cdef class Engine:
         self.bury(self.ended)
         self.ended = NULL
         reader_free(&self.reader)
+
+
+cdef denied(const ArmTask *task):
+    error = DeniedError(task.error, os.strerror(task.error))
+    error.step = {DENIED_ROOT: "root", DENIED_ENTER: "enter"}[task.denied]
+    return error
+
+
+cdef int way_to_enter(str enter) except -1:
+    """Choose the way into containers, see engine/entering.pyx."""
+    cdef int missing
+    if enter not in ("auto", "openat2", "setns"):
+        raise ValueError(f"no way into containers: {enter!r}")
+    missing = openat2_missing()
+    if missing in (EMFILE, ENFILE, ENOMEM):             # says nothing about openat2
+        raise OSError(missing, os.strerror(missing))
+    if enter == "openat2" and missing:
+        raise OSError(missing, "openat2(2) is missing: the kernel is older than 5.6, or a seccomp profile forbids it")
+    if enter == "openat2" or (enter == "auto" and not missing):
+        return WAY_OPENAT2
+    # glibc loads this library when a thread is cancelled or calls pthread_exit(3). No thread does that inside a
+    # container; but once it is loaded, none could load another one.
+    dlopen(b"libgcc_s.so.1", RTLD_NOW)
+    return WAY_SETNS
 
 
 cdef void drop_trees(Core *core, Subscription *subscription) noexcept nogil:

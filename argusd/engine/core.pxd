@@ -269,6 +269,8 @@ cdef struct Core:
     uint64_t fence_passed       # number of the last mark that the reader came by
     uint64_t event_passed       # that number when the event at hand came
     int reading                 # the reader may have a batch at hand
+    int way                     # into containers, see entering.pxd
+    int shared                  # threads that walk could not get a working directory of their own
     pthread_mutex_t data        # guards everything below
     pthread_mutex_t next        # taken before data by everybody, so that the reader's turn comes
     pthread_mutex_t low         # taken before next by everybody but the reader

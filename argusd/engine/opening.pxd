@@ -5,7 +5,6 @@ from libc.stdint cimport uint32_t
 from argusd.engine.core cimport Core, Identity
 
 cdef int lookup(int directory, const char *path, int flags, unsigned long long resolve) noexcept nogil
-cdef bint openat2_works() noexcept nogil
 cdef bint ended(int pidfd) noexcept nogil
 cdef int place_open(int pid, int pidfd) noexcept nogil
 cdef int below(int directory, const char *name) noexcept nogil

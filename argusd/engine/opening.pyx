@@ -3,8 +3,8 @@
 
 Facts about path lookup that shape this file:
 
-* A container's files are reached through /proc/PID/root with openat2(2) and RESOLVE_IN_ROOT, so that neither an
-  absolute symbolic link nor ``..`` leads out of its root.
+* A container's files are reached through /proc/PID/root; see entering.pyx for how its paths are looked up there. One
+  name that is opened from the descriptor of its directory, without following links, needs neither of the two ways.
 * A process number says which process only while that process lives: its pidfd is asked after /proc/PID was opened.
 * Where there are no pidfds a descriptor of the folder /proc/PID takes their place. It stays with its process too: after
   the end nothing can be opened through it, whoever has the number by then.
@@ -28,10 +28,6 @@ from argusd.includes.linux cimport (
     O_PATH,
     O_RDONLY,
     POLLIN,
-    RESOLVE_BENEATH,
-    RESOLVE_IN_ROOT,
-    RESOLVE_NO_MAGICLINKS,
-    RESOLVE_NO_SYMLINKS,
     STATX_BTIME,
     STATX_INO,
     SYS_openat2,
@@ -51,6 +47,7 @@ from argusd.includes.linux cimport (
     statx_t,
     syscall,
 )
+from argusd.includes.pthread cimport load_int
 
 
 cdef enum:
@@ -73,13 +70,6 @@ cdef int lookup(int directory, const char *path, int flags, unsigned long long r
         if errno != EAGAIN:         # EAGAIN: a rename on the way could have led outside; look again
             break
     return -errno
-
-
-cdef bint openat2_works() noexcept nogil:
-    cdef int fd = lookup(-100, b"/", O_PATH | O_DIRECTORY, RESOLVE_IN_ROOT)     # -100 is AT_FDCWD
-    if fd >= 0:
-        close(fd)
-    return fd >= 0
 
 
 cdef bint ended(int pidfd) noexcept nogil:
@@ -127,8 +117,9 @@ cdef int place_open(int pid, int pidfd) noexcept nogil:
 
 
 cdef int below(int directory, const char *name) noexcept nogil:
-    return lookup(directory, name, O_PATH | O_DIRECTORY | O_NOFOLLOW,
-                  RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+    """Open a directory by its one name in another one; a negative errno, ENOTDIR for a link."""
+    cdef int fd = openat(directory, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+    return fd if fd >= 0 else -errno
 
 
 cdef void barrier(int directory) noexcept nogil:
@@ -148,6 +139,8 @@ cdef void barrier(int directory) noexcept nogil:
 cdef int add_watch(Core *core, int fd, uint32_t mask) noexcept nogil:
     """Watch the directory behind an O_PATH descriptor, for ``mask`` more than before; a negative errno on failure."""
     cdef int wd
+    if load_int(&core.shared):          # the working directory is that of other threads, too
+        return watch_any(core, fd, mask | IN_ONLYDIR)
     if fchdir(fd) != 0:
         return -errno
     wd = inotify_add_watch(core.inotify_fd, b".", mask | IN_MASK_ADD | IN_ONLYDIR)

@@ -32,8 +32,9 @@ from argusd.engine.core cimport (
     fence_if_needed,
     wd_attach,
 )
+from argusd.engine.entering cimport open_name, open_plain_path
 from argusd.engine.listing cimport expect_echoes, list_directory
-from argusd.engine.opening cimport add_watch, identify, lookup, same_file, watch_any
+from argusd.engine.opening cimport add_watch, identify, same_file, watch_any
 from argusd.engine.tree cimport is_ignored, node_free_tree, node_is, node_new
 from argusd.engine.walk cimport chain_push, node_open, walk_enter
 from argusd.engine.window cimport window_open
@@ -45,12 +46,6 @@ from argusd.includes.linux cimport (
     IN_DELETE,
     IN_MOVED_FROM,
     IN_MOVED_TO,
-    O_DIRECTORY,
-    O_NOFOLLOW,
-    O_PATH,
-    RESOLVE_IN_ROOT,
-    RESOLVE_NO_MAGICLINKS,
-    RESOLVE_NO_SYMLINKS,
     STATX_TYPE,
     close,
     fcntl,
@@ -94,7 +89,7 @@ cdef bint search_begin(Search *search, Walk *walk, Root *root) noexcept nogil:
     search.own = search.rest.size
     search.step_wd = -1
     search.directory = True
-    search.fd = lookup(walk.place_fd, b".", O_PATH | O_DIRECTORY, RESOLVE_NO_MAGICLINKS)
+    search.fd = open_plain_path(&walk.entrance, b"")
     return search.fd >= 0 and not search.rest.failed
 
 
@@ -107,17 +102,13 @@ cdef void search_end(Search *search) noexcept nogil:
 
 cdef int go_to(Search *search, Walk *walk) noexcept nogil:
     """Open the directory of search.real again; 0 or an errno."""
-    cdef const char *path = b"."
     cdef int fd
     buffer_add(&search.real, b"", 1)
     search.real.size -= 1
     if search.real.failed:
         return ENOMEM
-    if search.real.size:
-        path = search.real.data
     close(search.fd)
-    fd = lookup(walk.place_fd, path, O_PATH | O_DIRECTORY,
-                RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+    fd = open_plain_path(&walk.entrance, search.real.data)
     search.fd = fd
     search.directory = True
     return 0 if fd >= 0 else -fd
@@ -196,7 +187,7 @@ cdef int go_name(Search *search, Walk *walk, Root *root, const char *name, bint 
     cdef int fd, error = anchor_here(search, walk, root, name, last)
     if error:
         return error
-    fd = lookup(search.fd, name, O_PATH | O_NOFOLLOW, RESOLVE_NO_MAGICLINKS)
+    fd = open_name(&walk.entrance, search.fd, name)
     settle_presence(walk.core, root, name, fd >= 0)
     if fd < 0:
         return -fd

@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t
 
 from argusd._records cimport Buffer
 from argusd.engine.core cimport Core, Identity, Job, Root, Subscription
+from argusd.engine.entering cimport Entrance
 
 cdef enum:
     CHAIN = 16                      # directories kept open during a walk, so that a child is opened from its parent
@@ -13,8 +14,7 @@ cdef enum:
 cdef struct Walk:
     Core *core
     Root *root                      # of the tree that the descriptors belong to
-    int home_fd                     # the working directory that the thread had
-    int place_fd                    # the container's root, -1 when not open
+    Entrance entrance               # into the container
     int chain_count
     uint32_t chain_node[CHAIN]
     uint32_t chain_serial[CHAIN]
@@ -31,6 +31,7 @@ cdef struct Walk:
     Buffer mounts
     Identity proven                 # which file stands at the directory that is looked at, where that was found out
     int error                       # ENOSPC or ENOMEM: the kernel has no more watches to give
+    Buffer unreadable               # path of the first directory that we may not read or watch
     bint initial                    # the first walk of a subscription: errors are the caller's to tell
     bint rescan                     # directories that are watched already are listed again
 

@@ -3,9 +3,8 @@
 
 Facts about path lookup that shape this file:
 
-* A container's files are reached through /proc/PID/root with openat2(2) and RESOLVE_IN_ROOT, so that neither an
-  absolute symbolic link nor ``..`` leads out of its root. Below a subject path every step is one name, opened from its
-  parent's descriptor without following links.
+* The way to a subject path is looked up inside the container, see entering.pyx. Below it every step is one name, opened
+  from its parent's descriptor without following links.
 * A path says where a directory was, not which one it is. inotify_add_watch(2) tells: for an inode that is watched
   already it returns the same watch descriptor. So every directory that is reached by path, and not from the descriptor
   of its parent, is checked that way before it is used.
@@ -14,7 +13,7 @@ Facts about path lookup that shape this file:
   directory, which makes inotify_add_watch cheap, is put back.
 """
 
-from libc.errno cimport ELOOP, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESRCH, ESTALE, errno
+from libc.errno cimport EACCES, ELOOP, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESRCH, ESTALE
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset, strlen
@@ -30,40 +29,35 @@ from argusd.engine.core cimport (
     wd_find,
     wd_stray,
 )
-from argusd.engine.opening cimport add_watch, below, lookup, place_open
-from argusd.engine.tree cimport node_is
-from argusd.engine.work cimport job_push, notice_push, retry_push
-from argusd.includes.linux cimport (
-    CLONE_FS,
-    O_CLOEXEC,
-    O_DIRECTORY,
-    O_PATH,
-    RESOLVE_IN_ROOT,
-    RESOLVE_NO_MAGICLINKS,
-    chdir,
-    close,
-    fchdir,
-    open,
-    unshare,
-    usleep,
+from argusd.engine.entering cimport (
+    entrance_close,
+    entrance_free,
+    entrance_init,
+    entrance_open,
+    open_below,
+    open_path,
 )
+from argusd.engine.opening cimport add_watch
+from argusd.engine.tree cimport node_is, node_path
+from argusd.engine.work cimport job_push, notice_push, retry_push
+from argusd.includes.linux cimport close, usleep
+from argusd.includes.pthread cimport load_int, store_int
 
-from argusd.includes.pthread cimport load_int
 
 cdef enum:
     CHUNK = 3000                    # bytes of a relative path looked up at once; the kernel takes 4095
 
 
 cdef int walk_init(Walk *walk, Core *core) noexcept nogil:
-    """Prepare the calling thread for walks: it gets a working directory of its own."""
+    """Prepare the calling thread for walks. 0 or an errno."""
+    cdef int error
     memset(walk, 0, sizeof(Walk))
     walk.core = core
-    walk.place_fd = -1
-    walk.home_fd = open(b".", O_PATH | O_DIRECTORY | O_CLOEXEC)
-    if unshare(CLONE_FS) != 0:
-        return errno
+    error = entrance_init(&walk.entrance, core.way)
+    if walk.entrance.shared:
+        store_int(&core.shared, 1)
     walk.entries = <char *>malloc(ENTRIES)
-    return 0 if walk.entries != NULL else ENOMEM
+    return error or (0 if walk.entries != NULL else ENOMEM)
 
 
 cdef void chain_cut(Walk *walk, int count) noexcept nogil:
@@ -100,38 +94,32 @@ cdef int chain_find(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
 cdef void walk_leave(Walk *walk) noexcept nogil:
     """Close all that is inside a container."""
     chain_cut(walk, 0)
-    if walk.place_fd >= 0:
-        close(walk.place_fd)
-        walk.place_fd = -1
+    entrance_close(&walk.entrance)
     walk.root = NULL
-    if fchdir(walk.home_fd) != 0:
-        chdir(b"/")
 
 
 cdef void walk_free(Walk *walk) noexcept nogil:
     walk_leave(walk)
-    if walk.home_fd >= 0:
-        close(walk.home_fd)
+    entrance_free(&walk.entrance)
     free(walk.stack)
     free(walk.later)
     free(walk.entries)
     buffer_free(&walk.path)
     buffer_free(&walk.top_path)
     buffer_free(&walk.mounts)
+    buffer_free(&walk.unreadable)
 
 
 cdef int walk_enter(Walk *walk, Root *root) noexcept nogil:
     """Turn to the tree of ``root``; 0 or an errno."""
-    cdef int fd
+    cdef int error
     if walk.root == root:
         return 0
     walk_leave(walk)
-    fd = place_open(root.subscription.place.pid, root.subscription.place.pidfd)
-    if fd < 0:
-        return -fd
-    walk.place_fd = fd
-    walk.root = root
-    return 0
+    error = entrance_open(&walk.entrance, root.subscription.place.pid, root.subscription.place.pidfd)
+    if not error:
+        walk.root = root
+    return error
 
 
 cdef bint path_to(Walk *walk, uint32_t node) noexcept nogil:
@@ -168,7 +156,7 @@ cdef int descend(Walk *walk, int fd) noexcept nogil:
                 break
             walk.path.data[piece + size] = c'/'
             piece += size + 1
-        further = below(fd, walk.path.data + at)
+        further = open_below(&walk.entrance, fd, walk.path.data + at)
         close(fd)
         if further < 0:
             return further
@@ -209,7 +197,7 @@ cdef int node_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     core_unlock(core)
     if not known or walk.top_path.failed:
         return -ESTALE
-    fd = lookup(walk.place_fd, walk.top_path.data, O_PATH | O_DIRECTORY, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    fd = open_path(&walk.entrance, walk.top_path.data)
     if fd < 0:
         return fd
     fd = descend(walk, fd)
@@ -296,6 +284,8 @@ cdef void failed(Walk *walk, uint32_t node, int error) noexcept nogil:
     if walk.initial and (error == ENOSPC or error == ENOMEM):
         walk.error = error
     else:
+        if error == EACCES and not walk.unreadable.size:
+            node_path(walk.core, node, &walk.unreadable)
         notice_push(walk.core, NOTICE_LIMIT, walk.core.nodes[node].root.subscription.number, error, 0, node)
 
 

@@ -30,8 +30,9 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long count, int timeout_ms)
 
 cdef extern from "<sched.h>" nogil:
-    int CLONE_FS
+    int CLONE_FS, CLONE_NEWNS
     int unshare(int flags)
+    int setns(int fd, int nstype)
 
 cdef extern from "<sys/mman.h>" nogil:
     int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_DONTNEED, MFD_CLOEXEC
@@ -64,6 +65,8 @@ cdef extern from "<fcntl.h>" nogil:
 
 cdef extern from "<sys/stat.h>" nogil:
     cdef struct stat_t "stat":
+        unsigned long st_dev
+        unsigned long st_ino
         unsigned int st_mode
         unsigned int st_uid
         unsigned long st_nlink
@@ -102,6 +105,7 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t readlink(const char *path, char *buffer, size_t size)
     int fchdir(int fd)
     int chdir(const char *path)
+    int chroot(const char *path)
     int unlink(const char *path)
     int ftruncate(int fd, long length)
     int usleep(unsigned int microseconds)
@@ -122,6 +126,10 @@ cdef extern from * nogil:
         unsigned short d_reclen
         unsigned char d_type
         char d_name[0]
+
+cdef extern from "<dlfcn.h>" nogil:
+    int RTLD_NOW
+    void *dlopen(const char *path, int flags)
 
 cdef extern from "<string.h>" nogil:
     void *memrchr(const void *text, int byte, size_t size)

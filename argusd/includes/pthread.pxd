@@ -13,6 +13,7 @@ cdef extern from "<pthread.h>" nogil:
         pass
 
     int pthread_create(pthread_t *thread, const void *attr, void *(*start)(void *) noexcept nogil, void *arg)
+    int pthread_join(pthread_t thread, void **value)
     int pthread_timedjoin_np(pthread_t thread, void **value, const timespec *abstime)
     int pthread_setname_np(pthread_t thread, const char *name)
     int pthread_mutex_init(pthread_mutex_t *mutex, const void *attr)

@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -11,10 +12,13 @@ import argusd.cgroups
 from tests.kernel.cgroups import Cgroups, mount_point
 from tests.kernel.story import Stage
 
+WAYS: Final = ("openat2", "setns")
+"""The ways into a container; every story is played through each."""
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    stage = Stage(tmp_path)
+
+@pytest.fixture(params=WAYS)
+def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
+    stage = Stage(tmp_path, request.param)
     yield stage
     stage.close()
 

@@ -236,8 +236,8 @@ class Container:
 class Watching:
     """An engine that watches in one container, and its lines as they come."""
 
-    def __init__(self, place: Path, pid: int, pidfd: int) -> None:
-        """``place`` is a folder of its own for the sentinels; it is seen from our own root."""
+    def __init__(self, place: Path, pid: int, pidfd: int, enter: str = "auto") -> None:
+        """``place`` is a folder of its own for the sentinels, seen from our own root; ``enter`` the way into containers."""
         self._place = place
         self._pid, self._pidfd = os.getpid(), os.pidfd_open(os.getpid())
         self._sentinels = 0
@@ -246,7 +246,7 @@ class Watching:
         self._read_fd, self._write_fd = os.pipe()
         self.output = Output()
         self.output.add_descriptor(self._write_fd, TEXT)
-        self.engine = Engine(self.output)
+        self.engine = Engine(self.output, enter)
         self.engine.start()
         self.counter = self.engine.new_counter()
         self.watch("sentinel", [os.fsencode(place)], EVENTS["CREATE"])
@@ -332,13 +332,13 @@ class Watching:
 class Stage:
     """Plays one story."""
 
-    def __init__(self, folder: Path) -> None:
-        """Make a world in ``folder``."""
+    def __init__(self, folder: Path, enter: str = "auto") -> None:
+        """Make a world in ``folder``; ``enter`` is the way into it."""
         for name in ("root/d", "root/e", "sentinels"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         self.world = World(folder / "root")
         self.container = Container(folder / "root")
-        self.watching = Watching(folder / "sentinels", self.container.pid, self.container.pidfd)
+        self.watching = Watching(folder / "sentinels", self.container.pid, self.container.pidfd, enter)
 
     def play(self, story: Story) -> None:
         """Do each step and compare; AssertionError names the first that was reported otherwise."""
