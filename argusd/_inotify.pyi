@@ -1,7 +1,7 @@
 """The watch engine: inotify, the directory trees, and the thread that turns kernel events into lines and counts."""
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple, final
+from typing import Final, Literal, NamedTuple, final
 
 from argusd._output import Output
 from argusd._records import Encoder
@@ -21,11 +21,21 @@ class Notice(NamedTuple):
     path: str
 
 class Armed(NamedTuple):
-    """What arming a subscription did: per subject path 0 or the errno that kept it from being watched."""
+    """What arming a subscription did: per subject path 0 or the errno that kept it from being watched.
+
+    ``unreadable`` is the first directory below one that the kernel denied (EACCES), in the container's words; or empty.
+    """
 
     errors: tuple[int, ...]
     directories: int
     seconds: float
+    unreadable: str = ...
+
+class DeniedError(PermissionError):
+    """The container is closed to the daemon."""
+
+    step: Literal["root", "enter"]
+    """``root``: the kernel does not let us see the process' root; ``enter``: nor go there (only the way ``setns``)."""
 
 @final
 class Engine:
@@ -34,8 +44,15 @@ class Engine:
     All methods may be called from any thread; none holds the GIL while it waits.
     """
 
-    def __init__(self, output: Output) -> None:
-        """Raises OSError (EMFILE: fs.inotify.max_user_instances) when the kernel gives no inotify instance."""
+    def __init__(self, output: Output, enter: str = "auto") -> None:
+        """``enter`` is the way into containers: ``openat2``, ``setns``, or ``auto``: setns where openat2(2) is missing.
+
+        Raises OSError: EMFILE (fs.inotify.max_user_instances) when the kernel gives no inotify instance, and what
+        openat2(2) answered when it is wanted and missing.
+        """
+    @property
+    def enter(self) -> Literal["openat2", "setns"]:
+        """The way into containers that is taken."""
     def start(self) -> None:
         """Start the reader thread."""
     def fileno(self) -> int:
@@ -66,9 +83,9 @@ class Engine:
     def arm(self, subscription: int) -> Armed:
         """Watch the subject's paths and, when it is recursive, the directories below.
 
-        Blocks for as long as the walk takes; run it on a walker thread. Stops early when the subscription is
-        cancelled by ``switch``. Raises OSError ENOSPC or ENOMEM when the kernel has no more watches to give,
-        ProcessLookupError when the container's process has ended, PermissionError when its root is closed to us.
+        Blocks for as long as the walk takes, which a native thread does; call it from a thread that may wait. Stops
+        early when the subscription is cancelled by ``switch``. Raises OSError ENOSPC or ENOMEM when the kernel has no more watches to give,
+        ProcessLookupError when the container's process has ended, DeniedError when its root is closed to us.
         """
     def switch(self, on: Sequence[int], off: Sequence[int]) -> None:
         """In one step for the reader: subscriptions ``on`` begin to report, ``off`` stop and are freed."""

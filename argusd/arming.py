@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from argusd import privileges
+from argusd._inotify import DeniedError
 from argusd._records import Encoder
 
 if TYPE_CHECKING:
@@ -231,10 +233,11 @@ class Arming:
         number = walk.subscription.number
         try:
             armed = await self._loop.run_in_executor(self._walkers, self._engine.arm, number)
+            _check_rights(walk, armed)
         except ProcessLookupError:
             walk.gone = True  # its pidfd tells the registry
-        except OSError as error:
-            refusal = _refusal(error, walk.container)
+        except (OSError, AccessDeniedError) as error:
+            refusal = _refusal(error, walk.container) if isinstance(error, OSError) else error
             if not walk.late:
                 raise refusal from error
             if number in self._live:
@@ -242,6 +245,25 @@ class Arming:
         else:
             if number in self._live:
                 _report(walk, armed)
+
+
+def _check_rights(walk: _Walk, armed: Armed) -> None:
+    """Refuse what could not be watched for the lack of a capability; AccessDeniedError names it.
+
+    Where the daemon has the capability, permission is denied by a file system of its own rules (FUSE, NFS): that is a
+    warning, since no other daemon could do better.
+    """
+    denied = [
+        path
+        for path, code in zip(walk.subscription.subject.paths, armed.errors, strict=True)
+        if code in {errno.EACCES, errno.EPERM}
+    ]
+    denied += [armed.unreadable] if armed.unreadable else []
+    lacking = privileges.missing([privileges.DAC_READ_SEARCH], privileges.held()) if denied else ()
+    if lacking:
+        raise AccessDeniedError(
+            f"'{denied[0]}' in {container_label(walk.container)} is closed to the daemon, which lacks {lacking[0]}"
+        )
 
 
 def _report(walk: _Walk, armed: Armed) -> None:
@@ -276,12 +298,24 @@ def _refusal(error: OSError, container: Container) -> RequestRefusedError:
         return LimitReachedError(
             f"{os.strerror(error.errno)} while arming {where} ({WATCH_LIMIT} is {sysctl(WATCH_LIMIT)})"
         )
-    if isinstance(error, PermissionError):
-        return AccessDeniedError(
-            f"no access to the root of {where}: {error.strerror}; "
-            "the daemon needs CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (or CAP_SYS_ADMIN) and the host's PID namespace"
-        )
+    if isinstance(error, DeniedError):
+        return _denial(error, where)
     return RequestRefusedError(f"cannot watch {where}: {error}")
+
+
+def _denial(error: DeniedError, where: str) -> AccessDeniedError:
+    """Say which capability it takes to get into a container, or that none would help."""
+    if error.step == "root":
+        what, wanted = f"cannot see the root of {where}", [privileges.SYS_PTRACE]
+    else:
+        what, wanted = f"cannot enter {where} with setns", [privileges.SYS_ADMIN, privileges.SYS_CHROOT]
+    lacking = privileges.missing(wanted, privileges.held())
+    if lacking:
+        return AccessDeniedError(f"{what}: the daemon lacks {' and '.join(map(str, lacking))}")
+    return AccessDeniedError(
+        f"{what}: {error.strerror}, although the daemon has {' and '.join(map(str, wanted))}; "
+        "a security module, a seccomp profile or a user namespace around the daemon forbids it"
+    )
 
 
 def container_label(container: Container) -> str:

@@ -14,7 +14,7 @@ from typing import Final
 import grpc
 import uvloop
 
-from argusd import __version__, logs, tls
+from argusd import __version__, logs, privileges, tls
 from argusd._inotify import COUNTED, Engine, Notice
 from argusd._output import Output
 from argusd.arming import WATCH_LIMIT, Arming, sysctl
@@ -38,6 +38,11 @@ _DRAIN_S: Final = 0.5  # what the kernel has queued
 _STREAMS_S: Final = 2.0  # what clients have still to be sent
 _OUTPUT_S: Final = 0.75  # what the log has still to be written
 _STOP_S: Final = 4.5
+
+_WAYS: Final = {
+    "openat2": "container paths are looked up with openat2(RESOLVE_IN_ROOT)",
+    "setns": "container paths are looked up by a thread that enters the container with setns",
+}
 
 
 class StartError(Exception):
@@ -89,20 +94,22 @@ class _Daemon:
         except AddressError as error:
             raise StartError(str(error)) from error
         pump = _Pump(engine, metrics, arming)
-        self._say_hello(address, secure=credentials is not None)
+        self._say_hello(address, engine.enter, secure=credentials is not None)
         await stop.wait()
         await self._stop(engine, server, metrics, pump, arming)
 
     def _engine(self) -> Engine:
         try:
-            engine = Engine(self._output)
+            engine = Engine(self._output, self._settings.enter)
         except OSError as error:
+            if error.errno in {errno.ENOSYS, errno.EPERM}:
+                raise StartError(f"-enter={self._settings.enter}: {error.strerror}; use -enter=setns") from error
             limit = "fs.inotify.max_user_instances"
             raise StartError(f"No inotify instance: {error.strerror} ({limit} is {sysctl(limit)})") from error
         engine.start()
         return engine
 
-    def _say_hello(self, address: str, *, secure: bool) -> None:
+    def _say_hello(self, address: str, enter: str, *, secure: bool) -> None:
         settings = self._settings
         if not secure and (settings.tlscafile or settings.tlscertfile or settings.tlskeyfile):
             logger.warning("TLS files are given without -tls: serving plaintext, clients are not verified")
@@ -111,7 +118,10 @@ class _Daemon:
                 "pidfd_open(2) is refused (it needs Linux 5.3 and a seccomp profile that knows it): "
                 "the daemon looks for the end of containers 20 times a second"
             )
-        logger.info("argusd %s; container paths are looked up with openat2(RESOLVE_IN_ROOT)", __version__)
+        if lacking := privileges.warning(enter, privileges.held()):
+            logger.warning("%s", lacking)
+        why = " (openat2 is missing)" if settings.enter == "auto" and enter == "setns" else ""
+        logger.info("argusd %s; %s%s", __version__, _WAYS[enter], why)
         logger.info("Server listening on %s", address)
 
     def _catch_signals(self) -> asyncio.Event:
@@ -195,6 +205,9 @@ class _Pump:
                 reason = os.strerror(notice.errno)
                 if notice.errno == errno.ENOSPC:
                     reason = f"no inotify watches left ({WATCH_LIMIT} is {sysctl(WATCH_LIMIT)})"
+                elif notice.errno == errno.EACCES:
+                    lacking = privileges.missing([privileges.DAC_READ_SEARCH], privileges.held())
+                    reason += f" (the daemon lacks {lacking[0]})" if lacking else ""
                 logger.warning("'%s' cannot be watched %s: %s", notice.path, owner, reason)
             case "depth":
                 logger.warning(

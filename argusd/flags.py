@@ -18,6 +18,7 @@ KNOWN_SERVICES: Final = ("argus", "janus")
 
 _PROGRAM_SERVICES: Final = {"argusd": ("argus",), "janusd": ("janus",)}
 _LOG_STYLES: Final = ("auto", "json", "text")
+_WAYS: Final = ("auto", "openat2", "setns")
 
 # What gflags takes as a boolean, in any case.
 _TRUE: Final = frozenset({"1", "t", "true", "y", "yes"})
@@ -50,6 +51,7 @@ class Settings:
     tlskeyfile: str = ""
     address: str = "[::]:50051"
     config: str = ""
+    enter: str = "auto"
     log: str = "auto"
     log_dir: str = "/tmp"  # noqa: S108  (the documented default; the file in it is opened without following links)
     v: int = 0
@@ -96,6 +98,12 @@ def _log_style(text: str) -> str:
     return text
 
 
+def _way(text: str) -> str:
+    if text not in _WAYS:
+        raise ValueError(text)
+    return text
+
+
 def _address(text: str) -> str:
     scheme, _, path = text.partition(":")
     if scheme == "unix" and path:
@@ -111,6 +119,10 @@ _FLAGS: Final = {
     for flag in (
         _Flag("address", "string", _address, "Listen address.", "HOST:PORT, [IPV6]:PORT or unix:PATH"),
         _Flag("config", "string", str, "Static watches and guards, no controller needed. Not in this version."),
+        _Flag(
+            "enter", "string", _way, "Way into containers: auto is openat2, or setns where openat2 is missing.",
+            "auto, openat2 or setns",
+        ),
         _Flag("log", "string", _log_style, "Log style: auto is text on a terminal, else JSON.", "auto, json or text"),
         _Flag("log_dir", "string", str, 'Folder that also gets the log as text, in argusd.INFO; "" turns it off.'),
         _Flag("reflection", "bool", _boolean, "Serve gRPC server reflection."),

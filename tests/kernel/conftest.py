@@ -4,20 +4,18 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import pytest
 
 import argusd.cgroups
 from tests.kernel.cgroups import Cgroups, mount_point
+from tests.kernel.container import Way
 from tests.kernel.story import Stage
 
-WAYS: Final = ("openat2", "setns")
-"""The ways into a container; every story is played through each."""
 
-
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=[Way.OPENAT2, Way.SETNS], ids=lambda way: way.value)
 def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
+    """Every story is played through both ways into a container."""
     stage = Stage(tmp_path, request.param)
     yield stage
     stage.close()

@@ -28,7 +28,6 @@ import os
 import re
 import select
 import shutil
-import signal
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,6 +40,7 @@ from argusd._inotify import EVENTS, Engine
 from argusd._output import TEXT, Output
 from argusd._records import Encoder
 from argusd.templates import compile_format
+from tests.kernel.container import Container, Way
 
 TIMEOUT_S: Final = 20.0
 ALL: Final = sum(EVENTS.values())
@@ -128,6 +128,7 @@ class World:
             "exchange": lambda one, other: exchange(self.path(one), self.path(other)),
             "mv": self._mv,
             "link": lambda old, new: self.path(new).hardlink_to(self.path(old)),
+            "mkfifo": lambda path: os.mkfifo(self.path(path)),
             "symlink": lambda target, link: self.path(link).symlink_to(target),
             "repoint": self._repoint,
             "copytree": self._copytree,
@@ -209,35 +210,11 @@ def _check(result: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-class Container:
-    """A process with a root of its own, which does nothing."""
-
-    def __init__(self, root: Path) -> None:
-        """Start it; call this before there are descriptors that it must not inherit."""
-        self.pid = os.fork()
-        if self.pid == 0:
-            with contextlib.suppress(BaseException):
-                os.chroot(root)
-                os.chdir("/")
-                signal.pause()
-            os._exit(1)
-        self.pidfd = os.pidfd_open(self.pid)
-        deadline = time.monotonic() + TIMEOUT_S
-        while {Path(f"/proc/{self.pid}/{name}").readlink() for name in ("root", "cwd")} != {root}:
-            assert time.monotonic() < deadline, "no process in a root of its own"
-
-    def close(self) -> None:
-        """End it."""
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        os.close(self.pidfd)
-
-
 class Watching:
     """An engine that watches in one container, and its lines as they come."""
 
     def __init__(self, place: Path, pid: int, pidfd: int, enter: str = "auto") -> None:
-        """``place`` is a folder of its own for the sentinels, seen from our own root; ``enter`` the way into containers."""
+        """``place`` is a folder of its own for the sentinels, seen from our root; ``enter`` the way into containers."""
         self._place = place
         self._pid, self._pidfd = os.getpid(), os.pidfd_open(os.getpid())
         self._sentinels = 0
@@ -332,13 +309,13 @@ class Watching:
 class Stage:
     """Plays one story."""
 
-    def __init__(self, folder: Path, enter: str = "auto") -> None:
-        """Make a world in ``folder``; ``enter`` is the way into it."""
+    def __init__(self, folder: Path, way: Way = Way.OPENAT2) -> None:
+        """Make a world in ``folder``, to be entered by ``way``."""
         for name in ("root/d", "root/e", "sentinels"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         self.world = World(folder / "root")
-        self.container = Container(folder / "root")
-        self.watching = Watching(folder / "sentinels", self.container.pid, self.container.pidfd, enter)
+        self.container = Container(folder / "root", own_mounts=way.own_mounts)
+        self.watching = Watching(folder / "sentinels", self.container.pid, self.container.pidfd, way.enter)
 
     def play(self, story: Story) -> None:
         """Do each step and compare; AssertionError names the first that was reported otherwise."""

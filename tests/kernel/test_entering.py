@@ -1,0 +1,356 @@
+"""Both ways into a container: nothing leads out of it, nothing of it stays open, nothing in it is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, Self
+
+import pytest
+
+from argusd._inotify import EVENTS, Engine
+from argusd._output import Output
+from tests.kernel import test_paths
+from tests.kernel.container import Container, Way
+from tests.kernel.story import Stage, Story, Watching, exchange, parse
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: processes are given a root of their own")
+
+ROUNDS: Final = 3000
+MNT_DETACH: Final = 2
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+INSIDE = r"""
+a link that climbs above the root stays at the root
+    makedirs /d/a
+    symlink  ../../../../../../../../e /d/a/up
+    watch    /d/a/up recursive create
+    touch    /e/x        -> CREATE file /d/a/up/x
+    mkdir    /e/new      -> CREATE directory /d/a/up/new
+    touch    /e/new/x    -> CREATE file /d/a/up/new/x
+
+a path that climbs above the root stays at the root
+    watch    /d/../../../../e recursive create
+    mkdir    /e/new      -> CREATE directory /d/../../../../e/new
+    touch    /e/new/x    -> CREATE file /d/../../../../e/new/x
+
+a path goes back through a link to where the link leads
+    makedirs /e/deep/er
+    symlink  /e/deep /d/l
+    watch    /d/l/er/../er recursive create
+    mkdir    /e/deep/er/new -> CREATE directory /d/l/er/../er/new
+    touch    /e/deep/er/new/x -> CREATE file /d/l/er/../er/new/x
+
+an absolute link leads to the root of the container
+    symlink  /e /d/l
+    watch    /d/l recursive create
+    mkdir    /e/new      -> CREATE directory /d/l/new
+    touch    /e/new/x    -> CREATE file /d/l/new/x
+
+a link to a link with a dot and doubled slashes in it
+    symlink  ./../d/.//two /d/one
+    symlink  //e/./ /d/two
+    watch    /d/one recursive create
+    mkdir    /e/new      -> CREATE directory /d/one/new
+    touch    /e/new/x    -> CREATE file /d/one/new/x
+
+links that lead in a circle
+    symlink  b /d/a
+    symlink  a /d/b
+    watch    /d/a recursive create -> ELOOP /d/a
+    repoint  /e /d/b     -> CREATE directory /d/a
+    mkdir    /e/new      -> CREATE directory /d/a/new
+    touch    /e/new/x    -> CREATE file /d/a/new/x
+
+a directory that becomes a link while its tree is watched
+    makedirs /d/t/s
+    watch    /d/t recursive create
+    rename   /d/t/s /e/s ; symlink /e/s /d/t/s -> CREATE file /d/t/s
+    mkdir    /e/s/new    ->
+
+a fifo and a device are watched without being opened
+    mkfifo   /d/fifo
+    watch    /d/fifo attrib
+    chmod    600 /d/fifo -> ATTRIB file /d/fifo
+    watch    /d recursive create
+    mkfifo   /d/other    -> CREATE file /d/other
+"""
+
+HOME_STORIES: Final = parse(test_paths.LINKS)
+"""What a process of our own mount namespace is tried with: it is only its root that is entered."""
+
+
+@pytest.mark.parametrize("story", parse(INSIDE), ids=lambda story: story.title.replace(" ", "_"))
+def test_story(stage: Stage, story: Story) -> None:
+    stage.play(story)
+
+
+@pytest.fixture
+def stage_at_home(tmp_path: Path) -> Iterator[Stage]:
+    stage = Stage(tmp_path, Way.SETNS_AT_HOME)
+    yield stage
+    stage.close()
+
+
+@pytest.mark.parametrize("story", [*parse(INSIDE), *HOME_STORIES], ids=lambda story: story.title.replace(" ", "_"))
+def test_story_of_a_process_in_our_own_mount_namespace(stage_at_home: Stage, story: Story) -> None:
+    stage_at_home.play(story)
+
+
+# ---- nothing leads out
+
+
+def watched_inodes() -> set[tuple[int, int]]:
+    """Device and inode of everything that this process watches, as the kernel lists it."""
+    found = set()
+    for descriptor in Path("/proc/self/fdinfo").iterdir():
+        try:
+            text = descriptor.read_text()
+        except OSError:
+            continue
+        for inode, device in re.findall(r"inotify wd:\S+ ino:(\S+) sdev:(\S+)", text):
+            found.add((int(device, 16), int(inode, 16)))
+    return found
+
+
+def kernel_identity(path: Path) -> tuple[int, int]:
+    """A file as :func:`watched_inodes` names it."""
+    status = path.stat()
+    return os.major(status.st_dev) << 20 | os.minor(status.st_dev), status.st_ino
+
+
+class Traitor:
+    """Swaps things around in a container for as long as it is entered, and counts how often."""
+
+    def __init__(self, swap: Callable[[], None]) -> None:
+        self._swap = swap
+        self._stop = threading.Event()
+        self.rounds = 0
+        self._thread = threading.Thread(target=self._run, name="traitor")
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._swap()
+            self.rounds += 1
+
+    @property
+    def is_at_work(self) -> bool:
+        """False when a swap has failed; pytest tells then."""
+        return self._thread.is_alive()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def attack(stage: Stage, secret: Path, paths: Sequence[bytes], swap: Callable[[], None]) -> None:
+    """Watch ``paths`` again and again while a traitor swaps; ``secret``, outside, is never watched."""
+    forbidden = {kernel_identity(place) for place in (secret, *secret.rglob("*"))}
+    with Traitor(swap) as traitor:
+        rounds = 0
+        while traitor.is_at_work and (rounds < ROUNDS // 20 or traitor.rounds < ROUNDS):
+            stage.watching.watch("attacked", paths, EVENTS["CREATE"], recursive=True)
+            assert not watched_inodes() & forbidden
+            stage.watching.unwatch("attacked")
+            rounds += 1
+    assert traitor.rounds >= ROUNDS
+
+
+def test_a_component_that_is_swapped_with_a_link_does_not_lead_out(stage: Stage, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    (secret / "data/sub").mkdir(parents=True)
+    (stage.world.root / "d/data/sub").mkdir(parents=True)
+    (stage.world.root / "link").symlink_to(f"../../../../../../../../../..{secret}")
+
+    def swap() -> None:
+        exchange(stage.world.root / "d", stage.world.root / "link")
+
+    attack(stage, secret, [b"/d/data", b"/d/data/sub", b"/link/data"], swap)
+
+
+@pytest.mark.parametrize("way", [Way.OPENAT2, Way.SETNS_AT_HOME], ids=lambda way: way.value)
+def test_a_directory_that_is_moved_out_on_the_way_up_does_not_lead_out(tmp_path: Path, way: Way) -> None:
+    """What openat2(2) answers EAGAIN to: ``..`` of a directory that was moved out of the root at that moment."""
+    stage = Stage(tmp_path, way)
+    outside = tmp_path / "outside"
+    (outside / "secret/data").mkdir(parents=True)
+    (stage.world.root / "secret").mkdir()
+    (stage.world.root / "d/a/b/c").mkdir(parents=True)
+    (stage.world.root / "up").symlink_to("d/a/b/c/../../../../secret")
+    (stage.world.root / "d/a/b/up").symlink_to("c/../../../../../outside/secret")
+
+    def swap() -> None:
+        (stage.world.root / "d/a").rename(outside / "a")
+        (outside / "a").rename(stage.world.root / "d/a")
+
+    with contextlib.closing(stage):
+        attack(stage, outside / "secret", [b"/up", b"/up/data", b"/d/a/b/up", b"/d/a/b/c/../../../../secret"], swap)
+
+
+@pytest.fixture
+def with_proc(stage: Stage) -> Iterator[Stage]:
+    """The container has the host's procfs, as one with hostPID has."""
+    proc = stage.world.root / "proc"
+    proc.mkdir()
+    assert _libc.mount(b"proc", os.fsencode(proc), b"proc", 0, None) == 0
+    yield stage
+    assert _libc.umount2(os.fsencode(proc), 0) == 0, "procfs is kept busy"
+
+
+def test_links_of_procfs_do_not_lead_out(with_proc: Stage, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    (secret / "data").mkdir(parents=True)
+    held = os.open(secret / "data", os.O_PATH)
+    process = f"/proc/{os.getpid()}"
+    paths = [f"{process}/root{secret}", f"{process}/cwd/{secret}", f"{process}/fd/{held}", f"/proc/1/root{secret}/data"]
+    try:
+        errors = with_proc.watching.watch("-", [path.encode() for path in paths], EVENTS["CREATE"], recursive=True)
+    finally:
+        os.close(held)
+    assert all(errors)
+    (secret / "data/new").mkdir()
+    assert with_proc.watching.lines() == []
+    assert not watched_inodes() & {kernel_identity(place) for place in (secret, *secret.rglob("*"))}
+    with_proc.watching.unwatch("-")
+
+
+# ---- nothing stays open
+
+
+def entered() -> list[str]:
+    """What of this process is not where it was at the start: threads' roots, folders and namespaces, descriptors."""
+    home = {name: Path(f"/proc/self/{name}").readlink() for name in ("root", "cwd", "ns/mnt")}
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            found += [f"{task.name} {name}" for name, at in home.items() if (task / name).readlink() != at]
+        except FileNotFoundError:
+            continue  # the thread has ended
+    return found
+
+
+def descriptors() -> list[str]:
+    """What the descriptors of this process stand for."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            found.append(str(descriptor.readlink()))
+        except FileNotFoundError:
+            continue  # the one that lists
+    return sorted(found)
+
+
+def test_nothing_of_a_container_stays_open(stage: Stage) -> None:
+    for name in ("a/b/c", "a/d", "e"):
+        (stage.world.root / "d" / name).mkdir(parents=True)
+    before = descriptors()
+    assert stage.watching.watch("-", [b"/d", b"/missing", b"/e"], EVENTS["CREATE"], recursive=True) == (0, 2, 0)
+    assert entered() == []
+    assert [name for name in descriptors() if name not in {*before, "anon_inode:[pidfd]"}] == []
+    (stage.world.root / "d/a/new/er").mkdir(parents=True)
+    assert stage.watching.lines()
+    assert entered() == []
+    assert [name for name in descriptors() if name not in {*before, "anon_inode:[pidfd]"}] == []
+
+
+@pytest.mark.parametrize("way", [Way.OPENAT2, Way.SETNS], ids=lambda way: way.value)
+def test_the_root_of_a_killed_container_can_be_unmounted_at_once(tmp_path: Path, way: Way) -> None:
+    (tmp_path / "sentinels").mkdir()
+    root = tmp_path / "root"
+    root.mkdir()
+    assert _libc.mount(b"rootfs", os.fsencode(root), b"tmpfs", 0, b"size=1m") == 0
+    try:
+        (root / "d/a/b").mkdir(parents=True)
+        container = Container(root, own_mounts=way.own_mounts)
+        with Watching(tmp_path / "sentinels", container.pid, container.pidfd, way.enter) as watching:
+            watching.watch("-", [b"/d"], EVENTS["CREATE"], recursive=True)
+            (root / "d/a/b/c").mkdir()
+            assert watching.lines() == ["-: CREATE directory /d/a/b/c"]
+            container.end()
+            container.unmount()
+            assert _libc.umount2(os.fsencode(root), 0) == 0, os.strerror(ctypes.get_errno())
+            container.close()
+    finally:
+        _libc.umount2(os.fsencode(root), MNT_DETACH)
+
+
+# ---- nothing is loaded
+
+LIBRARIES: Final = ("libgcc_s.so.1", "libnss_files.so.2", "libc.so.6", "libpthread.so.0", "libm.so.6", "libdl.so.2")
+FOLDERS: Final = ("lib", "lib64", "usr/lib", "usr/lib64", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "d")
+OTHERS: Final = (
+    "etc/ld.so.cache",
+    "etc/ld.so.preload",
+    "etc/nsswitch.conf",
+    "etc/passwd",
+    "etc/localtime",
+    "etc/gai.conf",
+    "usr/lib/locale/locale-archive",
+    "usr/lib/x86_64-linux-gnu/gconv/gconv-modules",
+    "usr/share/locale/locale.alias",
+    "proc/self/maps",
+    "proc/cpuinfo",
+    "proc/sys/vm/overcommit_memory",
+    "sys/devices/system/cpu/online",
+)
+"""What glibc is known to open behind one's back."""
+
+
+def plant(root: Path) -> list[Path]:
+    """Put there whatever a program might look for. Fifos, so that opening one would not be survived either."""
+    planted = [root / folder / library for folder in FOLDERS for library in LIBRARIES]
+    planted += [root / name for name in OTHERS]
+    for path in planted:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(path)
+    return planted
+
+
+def test_nothing_that_is_planted_in_a_container_is_opened(stage: Stage, tmp_path: Path) -> None:
+    planted = plant(stage.world.root)
+    (tmp_path / "canaries").mkdir()
+    pidfd = os.pidfd_open(os.getpid())
+    with Watching(tmp_path / "canaries", os.getpid(), pidfd) as canaries:
+        paths = [os.fsencode(path) for path in planted]
+        assert not any(canaries.watch("canary", paths, EVENTS["OPEN"] | EVENTS["ACCESS"]))
+        for number in range(10):
+            # A tree of some megabytes of names: what is allocated for it is given back to the system afterwards.
+            for name in range(200):
+                (stage.world.root / f"d/{number}/{name:0250}").mkdir(parents=True)
+            stage.watching.watch("-", [b"/d", b"/lib/libgcc_s.so.1", b"/e/missing"], EVENTS["CREATE"], recursive=True)
+            (stage.world.root / f"d/{number}/new/er").mkdir(parents=True)
+            assert stage.watching.lines()
+            stage.watching.unwatch("-")
+        assert canaries.lines() == []
+        os.close(os.open(planted[0], os.O_RDONLY | os.O_NONBLOCK))
+        assert canaries.lines() == [f"canary: OPEN file {planted[0]}"]
+    os.close(pidfd)
+
+
+# ---- the choice
+
+
+def test_a_way_that_does_not_exist_is_refused() -> None:
+    output = Output()
+    with pytest.raises(ValueError, match="elevator"):
+        Engine(output, "elevator")
+    assert output.close()
+
+
+@pytest.mark.parametrize(("wanted", "got"), [("auto", "openat2"), ("openat2", "openat2"), ("setns", "setns")])
+def test_an_engine_tells_its_way(wanted: str, got: str) -> None:
+    output = Output()
+    engine = Engine(output, wanted)
+    assert engine.enter == got
+    engine.close()
+    assert output.close()
