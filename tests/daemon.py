@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -171,6 +172,14 @@ class Daemon:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a condition; AssertionError when it does not come."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"never: {what}"
+        select.select([], [], [], 0.01)
 
 
 def run_to_end(*flags: str, command: Sequence[str] = COMMAND, name: str = "") -> subprocess.CompletedProcess[str]:
