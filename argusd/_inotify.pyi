@@ -85,7 +85,8 @@ class Engine:
 
         Blocks for as long as the walk takes, which a native thread does; call it from a thread that may wait. Stops
         early when the subscription is cancelled by ``switch``. Raises OSError ENOSPC or ENOMEM when the kernel has no
-        more watches to give, ProcessLookupError when the container's process has ended, DeniedError when its root is closed to us.
+        more watches to give, ProcessLookupError when the container's process has ended,
+        DeniedError when its root is closed to us.
         """
     def switch(self, on: Sequence[int], off: Sequence[int]) -> None:
         """In one step for the reader: subscriptions ``on`` begin to report, ``off`` stop and are freed."""

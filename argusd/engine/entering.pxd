@@ -9,7 +9,7 @@ cdef enum:
     DENIED_ROOT = 1                 # the root of the process, or its mount namespace, is closed to us
     DENIED_ENTER = 2                # they are open, but we may not enter
 
-# What one thread needs in order to look paths up in a container. Between two walks nothing of a container is open in it.
+# What one thread needs in order to look paths up in a container. Between two walks nothing of a container is open.
 cdef struct Entrance:
     int way
     bint shared                     # the thread could not get a working directory and root of its own

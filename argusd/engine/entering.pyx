@@ -7,17 +7,17 @@ Facts that shape this file:
   ``..`` stay below the descriptor that it is given. Kernels before 5.6 do not have it, and old seccomp profiles answer
   EPERM to a call that they do not know.
 * Without it a path is gone name by name, each opened with O_NOFOLLOW from the descriptor of the one before. Links are
-  read and taken apart here, and ``..`` begins again at the root with one name less. The kernel itself is never given a
-  ``..``: when the directory that has been reached is moved out of the root at that moment, its ``..`` is outside
+  read and taken apart here, and ``..`` begins again at the root with one name less. The kernel itself is never given
+  a ``..``: when the directory that has been reached is moved out of the root at that moment, its ``..`` is outside
   (openat2 answers EAGAIN there). Nor does it follow a link: a magic one of procfs leads anywhere.
 * That alone stays inside. It is done by a thread that has entered the container's mount namespace and root all the
   same, so that whatever else the kernel would resolve there, it would resolve as the container does.
 * setns(2) into a mount namespace is EINVAL for a thread that shares its root and working directory with others:
-  unshare(CLONE_FS) comes first. It makes the root of the namespace both of them; chroot(2) then enters the process' own.
+  unshare(CLONE_FS) comes first. Both are the root of the namespace then; chroot(2) enters the process' own.
 * The C library opens files behind one's back: libgcc_s.so.1 when a thread is cancelled or calls pthread_exit(3),
-  /proc/sys/vm/overcommit_memory when free(3) shrinks a heap. Inside, these would be the container's: code of its choice
-  would run as root, a fifo would stop the thread. So between ``enter`` and ``leave`` there are system calls and moves of
-  memory on the stack, and nothing else: no allocation, no lock, no Python, no end of the thread.
+  /proc/sys/vm/overcommit_memory when free(3) shrinks a heap. Inside, these would be the container's: code of its
+  choice would run as root, a fifo would stop the thread. So between ``enter`` and ``leave`` there are system calls and
+  moves of memory on the stack, and nothing else: no allocation, no lock, no Python, no end of the thread.
 * One name that is opened from the descriptor of its directory without following links means the same from everywhere.
   Below a subject path nothing else is opened, so a walk through a tree does not enter for each step.
 """
