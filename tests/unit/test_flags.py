@@ -101,6 +101,10 @@ def test_a_boolean_takes_no_second_argument() -> None:
         (["-v="], "ERROR: illegal value '' specified for int32 flag 'v'"),
         (["-v=1_0"], "ERROR: illegal value '1_0' specified for int32 flag 'v'"),
         (["-v=4294967296"], "ERROR: illegal value '4294967296' specified for int32 flag 'v'"),
+        (
+            ["-enter=door"],
+            "ERROR: illegal value 'door' specified for string flag 'enter' (wanted: auto, openat2 or setns)",
+        ),
         (["-log=xml"], "ERROR: illegal value 'xml' specified for string flag 'log' (wanted: auto, json or text)"),
         (
             ["-services=argus,zeus"],

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from argusd import privileges
 from argusd._inotify import Armed
 from argusd._records import Encoder
-from argusd.arming import Arming, LimitReachedError, NoContainerError, WatchKey
+from argusd.arming import AccessDeniedError, Arming, LimitReachedError, NoContainerError, WatchKey
 from argusd.containers import Container, open_pid
 from argusd.metrics import Metrics
 from argusd.registry import Handle, Member, Registry, Watch, container_sets, matching, to_destroy
@@ -367,6 +368,32 @@ async def test_missing_path_is_one_line_and_not_an_error(pods: Pods, caplog: pyt
     caplog.set_level("INFO", "argusd")
     await setup.create(request(subject("/none", "/d")), pid)
     assert caplog.text.count("does not exist") == 1
+
+
+@pytest.mark.asyncio
+async def test_a_path_that_is_closed_to_everybody_is_a_warning(
+    pods: Pods, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system may deny what the daemon has every right to: FUSE, NFS."""
+    monkeypatch.setattr(privileges, "held", lambda: -1)
+    setup, pid = Setup(), pods.start()
+    setup.engine.errors[b"/fuse"] = errno.EACCES
+    await setup.create(request(subject("/fuse", "/d")), pid)
+    assert caplog.text.count("cannot be watched (p:n): Permission denied") == 1
+    assert setup.engine.watched() == {(pid, (b"/fuse", b"/d"))}
+
+
+@pytest.mark.asyncio
+async def test_a_path_that_is_closed_to_the_daemon_alone_refuses_all(
+    pods: Pods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(privileges, "held", lambda: 0)
+    setup, pid = Setup(), pods.start()
+    setup.engine.errors[b"/closed"] = errno.EACCES
+    with pytest.raises(AccessDeniedError, match=r"'/closed' in process .* lacks CAP_DAC_READ_SEARCH"):
+        await setup.create(request(subject("/d"), subject("/closed")), pid)
+    assert setup.engine.on == set()
+    assert set(setup.engine.subjects) == setup.engine.freed
 
 
 @pytest.mark.asyncio
