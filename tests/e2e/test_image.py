@@ -24,6 +24,14 @@ NODE_AGENT: Final = (
     "--cap-add=SYS_ADMIN",
     "--volume=/sys/fs/cgroup:/sys/fs/cgroup:ro",
 )
+LEAST_RIGHTS: Final = (
+    "--pid=host",
+    "--cap-drop=ALL",
+    "--cap-add=SYS_PTRACE",
+    "--cap-add=DAC_READ_SEARCH",
+    NODE_AGENT[-1],
+)
+"""Without SYS_ADMIN docker's seccomp profile forbids setns(2), and unshare(2) of any kind."""
 
 
 def missing() -> str:
@@ -62,7 +70,14 @@ def test_is_small_and_holds_one_file(docker: Docker, image: str, tmp_path: Path)
     assert {path.name for path in (tmp_path / "root").iterdir()} - runtime == {"argusd", "tmp"}
 
 
-def test_serves_and_watches_another_container(docker: Docker, image: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rights", "enter"),
+    [(NODE_AGENT, "openat2"), (NODE_AGENT, "setns"), (LEAST_RIGHTS, "openat2")],
+    ids=["as_deployed", "as_deployed_with_setns", "with_the_least_rights"],
+)
+def test_serves_and_watches_another_container(
+    docker: Docker, image: str, tmp_path: Path, rights: tuple[str, ...], enter: str
+) -> None:
     # In the foreground: docker's client passes signals, the log and the exit code on.
     name = "argusd-under-test"
     run = (
@@ -71,13 +86,15 @@ def test_serves_and_watches_another_container(docker: Docker, image: str, tmp_pa
         "run",
         f"--name={name}",
         "--network=host",
-        *NODE_AGENT,
+        *rights,
         image,
         "/argusd",
+        f"-enter={enter}",
     )
     try:
         with Daemon("-log_dir=/tmp", command=docker.place.enter(*run)) as daemon:
             assert health(daemon.channel) == SERVING
+            assert not [line for line in daemon.lines if '"WARNING"' in line]
 
             box = docker.run()
             subject = argus_pb2.ArgusWatcherSubject(path=["/root"], event=["create"])

@@ -315,7 +315,11 @@ class Stage:
             (folder / name).mkdir(parents=True, exist_ok=True)
         self.world = World(folder / "root")
         self.container = Container(folder / "root", own_mounts=way.own_mounts)
-        self.watching = Watching(folder / "sentinels", self.container.pid, self.container.pidfd, way.enter)
+        try:
+            self.watching = Watching(folder / "sentinels", self.container.pid, self.container.pidfd, way.enter)
+        except BaseException:
+            self.container.close()
+            raise
 
     def play(self, story: Story) -> None:
         """Do each step and compare; AssertionError names the first that was reported otherwise."""
