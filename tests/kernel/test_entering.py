@@ -188,7 +188,7 @@ def attack(stage: Stage, secret: Path, paths: Sequence[bytes], swap: Callable[[]
     """Watch ``paths`` again and again while a traitor swaps; ``secret``, outside, is never watched."""
     with lookout(secret), Background(swap) as traitor:
         rounds = 0
-        while traitor.is_at_work and (rounds < ROUNDS // 10 or traitor.rounds < ROUNDS):
+        while traitor.is_at_work and (rounds < ROUNDS // 25 or traitor.rounds < ROUNDS):
             # For OPEN the tree's top is opened again by its path in the end.
             stage.watching.watch("attacked", paths, EVENTS["CREATE"] | EVENTS["OPEN"], recursive=True)
             stage.watching.unwatch("attacked")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel import test_paths, test_stories
+from tests.kernel.container import Way
 from tests.kernel.story import Stage, Story, parse
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: file systems are mounted")
@@ -183,14 +184,15 @@ def test_stories_on_tmpfs(place: Place, tmp_path: Path) -> None:
     play_all(tmpfs(place, tmp_path))
 
 
-def test_stories_on_overlayfs(place: Place, tmp_path: Path) -> None:
-    play_all(overlay(place, tmp_path))
+@pytest.mark.parametrize("way", [Way.OPENAT2, Way.SETNS], ids=lambda way: way.value)
+def test_stories_on_overlayfs(place: Place, tmp_path: Path, way: Way) -> None:
+    play_all(overlay(place, tmp_path), way)
 
 
-def play_all(folder: Path) -> None:
+def play_all(folder: Path, way: Way = Way.OPENAT2) -> None:
     """Play every story in a folder of its own; a failure names the story."""
     for number, story in enumerate(SAME_ON_EVERY):
-        stage = Stage(folder / str(number))
+        stage = Stage(folder / str(number), way)
         try:
             stage.play(story)
         finally:
