@@ -22,7 +22,7 @@ from tests.kernel.story import TIMEOUT_S, Stage, Story, Watching, exchange, pars
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: processes are given a root of their own")
 
-ROUNDS: Final = 100_000
+ROUNDS: Final = 40_000
 MNT_DETACH: Final = 2
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -188,7 +188,7 @@ def attack(stage: Stage, secret: Path, paths: Sequence[bytes], swap: Callable[[]
     """Watch ``paths`` again and again while a traitor swaps; ``secret``, outside, is never watched."""
     with lookout(secret), Background(swap) as traitor:
         rounds = 0
-        while traitor.is_at_work and (rounds < ROUNDS // 25 or traitor.rounds < ROUNDS):
+        while traitor.is_at_work and (rounds < ROUNDS // 10 or traitor.rounds < ROUNDS):
             # For OPEN the tree's top is opened again by its path in the end.
             stage.watching.watch("attacked", paths, EVENTS["CREATE"] | EVENTS["OPEN"], recursive=True)
             stage.watching.unwatch("attacked")
