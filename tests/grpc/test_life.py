@@ -30,14 +30,13 @@ DIRECTORIES = 100
 Start = Callable[[], RuncContainer]
 
 
-@pytest.fixture(scope="module", params=["pidfd", "ENOSYS"])
+@pytest.fixture(scope="module", params=["now", "old"])
 def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    """One that holds containers by pidfds, and one on a kernel that does not know them."""
-    refused = (sys.executable, "-m", "tests.refused", "pidfd_open", request.param)
-    command = COMMAND if request.param == "pidfd" else (*refused, *COMMAND)
-    with Daemon("-log=json", command=command) as daemon:
-        said = any("pidfd_open(2) is refused" in line for line in daemon.lines)
-        assert said == (request.param != "pidfd")
+    """One that holds containers by pidfds, and one on a kernel that knows neither them nor openat2."""
+    old = request.param == "old"
+    restricted = (sys.executable, "-m", "tests.restricted", "pidfd_open=ENOSYS", "openat2=ENOSYS", "--")
+    with Daemon("-log=json", command=(*restricted, *COMMAND) if old else COMMAND) as daemon:
+        assert any("pidfd_open(2) is refused" in line for line in daemon.lines) == old
         yield daemon
 
 
