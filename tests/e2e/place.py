@@ -1,7 +1,9 @@
-"""Where the runtimes live during a test run: a folder, a private mount namespace, and one image that nobody downloads.
+"""Where the runtimes live during a test run: a folder, namespaces, and one image that nobody downloads.
 
-Every runtime is started inside the namespace, so the overlay mounts that it makes are never seen by the host and end
-with it, and its /run is a tmpfs of its own. The pid namespace and the cgroup hierarchies are the host's, as on a node.
+Every runtime is started in a mount namespace, so the overlay mounts that it makes are never seen by the host and end
+with it, and its /run is a tmpfs of its own; what lies on /sys/fs/cgroup is chosen by the test. Their pid namespace is
+their own as well: there a test may say which pid comes next, and nothing outlives it. To the runtimes, and to a daemon
+that runs beside them, it is what the host's is on a node. The cgroups are the host's, below a folder of ours.
 """
 
 from __future__ import annotations
@@ -12,21 +14,66 @@ import io
 import json
 import os
 import platform
+import signal
 import subprocess
+import sys
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Self
 
-from demo.container import CGROUPS, INIT, kill_and_wait
+from demo.container import CGROUPS, INIT
 from tests.containers import rootfs_template
+from tests.daemon import COMMAND, ROOT, WAIT_S, Daemon
 
 IMAGE: Final = "localhost/argusd-test:1"
 PAUSE: Final = "localhost/argusd-pause:1"
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
+HOLDER: Final = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private")
 STEP_S: Final = 0.05
 STOP_TIMEOUT_S: Final = 20.0
+
+
+def host_layout() -> str:
+    """What this machine has on /sys/fs/cgroup."""
+    if (CGROUPS / "cgroup.controllers").exists():
+        return "v2"
+    return "hybrid" if (CGROUPS / "unified" / "cgroup.procs").exists() else "v1"
+
+
+HOST_LAYOUT: Final = host_layout()
+RUNC_WITHOUT_LIMITS: Final = f"""#!{sys.executable} -IS
+import json, os, sys
+for flag, value in zip(sys.argv, sys.argv[1:]):
+    if flag in ("-b", "--bundle"):
+        with open(value + "/config.json", "r+") as file:
+            config = json.load(file)
+            config["linux"].pop("resources", None)
+            file.seek(0)
+            file.truncate()
+            json.dump(config, file)
+os.execvp("runc", ["runc", *sys.argv[1:]])
+"""
+LAYOUTS: Final = ("v1", "hybrid", "v2")
+UNMOUNT_ALL: Final = ("umount", "--recursive", "--lazy", str(CGROUPS))
+MOUNT_V2: Final = ("mount", "-t", "cgroup2", "cgroup2", str(CGROUPS))
+# How a layout is reached from the host's. The kernel gives a controller to one version only: no way leads from v2.
+MOUNTS: Final[dict[tuple[str, str], tuple[tuple[str, ...], ...]]] = {
+    ("v1", "v1"): (),
+    ("v1", "v2"): (UNMOUNT_ALL, MOUNT_V2),
+    ("hybrid", "hybrid"): (),
+    ("hybrid", "v1"): (("umount", "--lazy", str(CGROUPS / "unified")),),
+    ("hybrid", "v2"): (UNMOUNT_ALL, MOUNT_V2),
+    ("v2", "v2"): (),
+}
+
+
+def missing_for(layout: str) -> str:
+    """Why there cannot be such a layout here, in words for a skip; empty when there can."""
+    if (HOST_LAYOUT, layout) in MOUNTS:
+        return ""
+    return f"needs a machine with cgroup {layout}: this one has {HOST_LAYOUT}"
 
 
 class RuntimeFailedError(Exception):
@@ -44,38 +91,64 @@ def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
 
 
 class Place:
-    """The folder and the namespace. Leaving the context ends what was started in it."""
+    """The folder and the namespaces. Leaving the context ends what was started in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, layout: str = HOST_LAYOUT) -> None:
+        """``layout`` is one of LAYOUTS: what is mounted on /sys/fs/cgroup for the runtimes."""
         self.folder: Final = folder
-        self.cgroup: Final = f"/argusd-e2e-{os.getpid()}"
+        self.layout: Final = layout
+        self.cgroup: Final = f"/argusd-e2e-{os.getpid()}-{layout}"
         self.image: Final = folder / "image.tar"
+        self.init = 0
+        self.runc = ""
 
     def __enter__(self) -> Self:
-        # cat ends with its stdin: should this process be killed, the holder goes, and the namespace with it.
+        # cat ends with its stdin: should this process be killed, cat goes, and as the first process of its namespace
+        # it takes the rest along. It ignores SIGCHLD: so the kernel buries the orphans that it inherits.
         self._holder = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+            [*HOLDER, "env", "--ignore-signal=CHLD", "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
         )
-        ours = Path("/proc/self/ns/mnt").readlink()
-        namespace = Path(f"/proc/{self._holder.pid}/ns/mnt")
-        until(lambda: namespace.readlink() != ours, 5, "a mount namespace")
-        self._namespace = namespace.readlink()
+        until(lambda: command_of(self._init()) == "cat", 5, "namespaces")
+        self.init = self._init()
         self.call("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
+        for argv in MOUNTS[HOST_LAYOUT, self.layout]:
+            self.call(*argv)
+        self.runc = self._runc()
         write_image(self.image)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pid in self._left_over():
-            kill_and_wait(pid)
-        self._holder.communicate()
-        self._remove_cgroups()
+        try:
+            self.call("sh", "-c", "kill -s KILL -- -1 || :")  # it fails when nobody is left
+            until(lambda: self.pids() == [1], STOP_TIMEOUT_S, "an empty pid namespace")
+            self._remove_cgroups()
+        finally:
+            self._holder.communicate()
+
+    @property
+    def root(self) -> Path:
+        """The host's files as the place sees them: its /proc, its /sys/fs/cgroup, its /run."""
+        return Path(f"/proc/{self.init}/root")
+
+    @property
+    def proc(self) -> Path:
+        """The place's /proc."""
+        return self.root / "proc"
+
+    def pids(self) -> list[int]:
+        """All processes of the place, by the pids that they have there."""
+        return [int(path.name) for path in self.proc.iterdir() if path.name.isdecimal()]
+
+    def next_pids(self, number: int) -> None:
+        """From now on new processes of the place get pids from ``number`` on, as after a wrap of the pids."""
+        self.call("sh", "-c", f"echo {number} >/proc/sys/kernel/ns_last_pid")
 
     def enter(self, *argv: str) -> list[str]:
-        """A command line that runs ``argv`` in the namespace."""
-        return ["nsenter", f"--target={self._holder.pid}", "--mount", "--", *argv]
+        """A command line that runs ``argv`` in the place, as the child of nsenter."""
+        return ["nsenter", f"--target={self.init}", "--mount", "--pid", "--", *argv]
 
     def call(self, *argv: str) -> str:
-        """Run a command in the namespace, to its end; returns its stdout, raises RuntimeFailedError."""
+        """Run a command in the place, to its end; returns its stdout, raises RuntimeFailedError."""
         done = subprocess.run(self.enter(*argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeFailedError(f"{' '.join(argv)}: exit {done.returncode}: {done.stderr.strip()}")
@@ -83,7 +156,7 @@ class Place:
 
     def call_detached(self, *argv: str) -> None:
         """Run a command that leaves a process behind, which would keep a pipe to us open."""
-        log = self.folder / f"{argv[0]}.log"
+        log = self.folder / f"{Path(argv[0]).name}.log"
         with log.open("wb") as output:
             done = subprocess.run(
                 self.enter(*argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
@@ -93,7 +166,7 @@ class Place:
 
     @contextlib.contextmanager
     def service(self, *argv: str, ready: Callable[[], bool]) -> Iterator[None]:
-        """Run a daemon in the namespace for as long as the context lasts, entered when ``ready`` holds."""
+        """Run a daemon in the place for as long as the context lasts, entered when ``ready`` holds."""
         log = self.folder / f"{argv[0]}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(self.enter(*argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
@@ -106,27 +179,102 @@ class Place:
                 raise RuntimeFailedError(f"{argv[0]}: exit {process.returncode}: {log.read_text()[-2000:]}")
             yield
         finally:
-            process.terminate()
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process)
 
-    def _left_over(self) -> list[int]:
-        """Who is still in our namespace (the holder aside): it was made by us, so only what we started can be."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # ended meanwhile
-                if (path / "ns" / "mnt").readlink() == self._namespace and int(path.name) != self._holder.pid:
-                    found.append(int(path.name))
-        return found
+    @contextlib.contextmanager
+    def process_in(self, cgroup: str) -> Iterator[None]:
+        """Keep a process in a cgroup of its own, in every hierarchy that takes it as it is."""
+        folders = [str(hierarchy / cgroup.lstrip("/")) for hierarchy in self._hierarchies()]
+        script = 'for folder; do mkdir -p "$folder" && echo $$ >"$folder/cgroup.procs" || exit; done; exec sleep 3600'
+        process = subprocess.Popen(self.enter("sh", "-c", script, "sh", *folders), stdin=subprocess.DEVNULL)
+        try:
+            until(lambda: command_of(inner(process)) == "sleep", 5, f"a process in {cgroup}")
+            yield
+        finally:
+            end(process)
+
+    def _runc(self) -> str:
+        """The runc to use: one that asks for no limits where the controllers belong to v1 and the layout is v2."""
+        controllers = self.root / "sys/fs/cgroup/cgroup.controllers"
+        if not controllers.exists() or "memory" in controllers.read_text().split():
+            return "runc"
+        program = self.folder / "runc-without-limits"
+        program.write_text(RUNC_WITHOUT_LIMITS)
+        program.chmod(0o755)
+        return str(program)
+
+    def _hierarchies(self) -> list[Path]:
+        """Where the place has cgroups that take processes without more ado (a cpuset wants its processors named)."""
+        if (self.root / "sys/fs/cgroup/cgroup.controllers").exists():
+            return [CGROUPS]
+        names = ("systemd", "pids", "memory", "unified")
+        return [CGROUPS / name for name in names if (self.root / f"sys/fs/cgroup/{name}/cgroup.procs").exists()]
+
+    def _init(self) -> int:
+        return inner(self._holder)
 
     def _remove_cgroups(self) -> None:
-        for hierarchy in (CGROUPS, *(path for path in CGROUPS.iterdir() if path.is_dir())):
+        cgroups = self.root / "sys/fs/cgroup"
+        for hierarchy in (cgroups, *(path for path in cgroups.iterdir() if path.is_dir())):
             for folder, _, _ in os.walk(hierarchy / self.cgroup.lstrip("/"), topdown=False):
                 with contextlib.suppress(OSError):  # a cgroup that a zombie still holds stays
                     Path(folder).rmdir()
+
+
+class PlacedDaemon(Daemon):
+    """A daemon in the place: its /proc and cgroups are what it sees. It gets signals although nsenter stands before."""
+
+    def __init__(self, place: Place, *flags: str, command: Sequence[str] = COMMAND) -> None:
+        """``command`` is run in the place."""
+        # nsenter leaves the working folder behind.
+        super().__init__(*flags, command=place.enter(*command), environment={"PYTHONPATH": str(ROOT)})
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process id, on the host."""
+        return inner(self.process)
+
+    def stop(self, timeout_s: float = WAIT_S) -> int:
+        """Ask for an orderly end and return the exit code; TimeoutExpired when it does not come."""
+        if pid := self.pid:
+            os.kill(pid, signal.SIGTERM)
+        code = self.process.wait(timeout_s)
+        self._reader.join(timeout_s)
+        return code
+
+    def kill(self) -> None:
+        """End it at once."""
+        end(self.process, [signal.SIGKILL])
+        self._reader.join()
+
+
+def inner(process: subprocess.Popen[bytes]) -> int:
+    """The pid, on the host, of what nsenter or unshare runs as its child; 0 when there is none."""
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    except FileNotFoundError:
+        return 0
+    return int((children.split() or ["0"])[0])
+
+
+def command_of(pid: int) -> str:
+    """What a process calls itself, empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def end(process: subprocess.Popen[bytes], numbers: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGKILL)) -> None:
+    """Ask what nsenter runs to end, and wait for both; by the next signal when it does not."""
+    for number in numbers:
+        if pid := inner(process):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_TIMEOUT_S)
+            return
+    raise TimeoutError(f"{process.args!r} does not end")
 
 
 def write_image(path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from argusd.proto import argus_pb2
 from tests.daemon import Daemon
-from tests.e2e.place import until
+from tests.e2e.place import Place, PlacedDaemon, until
 from tests.e2e.runtimes import Runtime
 
 RPC_TIMEOUT_S = 5.0
@@ -16,8 +16,8 @@ EVENTS = ("create", "modify", "delete", "move")
 
 
 @pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    with Daemon("-log=json") as daemon:
+def daemon(place: Place) -> Iterator[Daemon]:
+    with PlacedDaemon(place, "-log=json") as daemon:
         yield daemon
 
 
