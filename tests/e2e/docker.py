@@ -49,6 +49,10 @@ class Docker(Runtime):
     def _remove(self, container: str) -> None:
         self.call("rm", "--force", container)
 
+    def restart(self, container: str) -> None:
+        """Kill the container and start it again under the same id."""
+        self.call("restart", "--time=0", container)
+
     def command(self, *arguments: str) -> list[str]:
         """A command line of docker's client, for the place."""
         return ["docker", f"--host=unix://{self._socket}", *arguments]

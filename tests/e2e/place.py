@@ -31,6 +31,7 @@ IMAGE: Final = "localhost/argusd-test:1"
 PAUSE: Final = "localhost/argusd-pause:1"
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 HOLDER: Final = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private")
+LAST_PID: Final = Path("/proc/sys/kernel/ns_last_pid")
 STEP_S: Final = 0.05
 STOP_TIMEOUT_S: Final = 20.0
 
@@ -76,6 +77,11 @@ def missing_for(layout: str) -> str:
     return f"needs a machine with cgroup {layout}: this one has {HOST_LAYOUT}"
 
 
+def missing_for_chosen_pids() -> str:
+    """Why a test cannot choose the next pid here, in words for a skip; empty when it can."""
+    return "" if LAST_PID.exists() else f"needs {LAST_PID}: a kernel with CONFIG_CHECKPOINT_RESTORE"
+
+
 class RuntimeFailedError(Exception):
     """A runtime's program failed; the text is what it said."""
 
@@ -108,7 +114,7 @@ class Place:
         self._holder = subprocess.Popen(
             [*HOLDER, "env", "--ignore-signal=CHLD", "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
         )
-        until(lambda: command_of(self._init()) == "cat", 5, "namespaces")
+        until(lambda: command_of(Path(f"/proc/{self._init()}")) == "cat", 5, "namespaces")
         self.init = self._init()
         self.call("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
         for argv in MOUNTS[HOST_LAYOUT, self.layout]:
@@ -141,7 +147,7 @@ class Place:
 
     def next_pids(self, number: int) -> None:
         """From now on new processes of the place get pids from ``number`` on, as after a wrap of the pids."""
-        self.call("sh", "-c", f"echo {number} >/proc/sys/kernel/ns_last_pid")
+        self.call("sh", "-c", f"echo {number - 1} >{LAST_PID}")
 
     def enter(self, *argv: str) -> list[str]:
         """A command line that runs ``argv`` in the place, as the child of nsenter."""
@@ -188,7 +194,7 @@ class Place:
         script = 'for folder; do mkdir -p "$folder" && echo $$ >"$folder/cgroup.procs" || exit; done; exec sleep 3600'
         process = subprocess.Popen(self.enter("sh", "-c", script, "sh", *folders), stdin=subprocess.DEVNULL)
         try:
-            until(lambda: command_of(inner(process)) == "sleep", 5, f"a process in {cgroup}")
+            until(lambda: command_of(Path(f"/proc/{inner(process)}")) == "sleep", 5, f"a process in {cgroup}")
             yield
         finally:
             end(process)
@@ -234,6 +240,21 @@ class PlacedDaemon(Daemon):
         """The daemon's process id, on the host."""
         return inner(self.process)
 
+    @property
+    def watches(self) -> list[str]:
+        """What the kernel watches for it, its own mark in the queue included."""
+        return inotify_watches(Path(f"/proc/{self.pid}"))
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Have it see nothing of what happens meanwhile. nsenter stops after its child, and wakes it before itself."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            until(lambda: "\nState:\tT" in Path(f"/proc/{self.process.pid}/status").read_text(), WAIT_S, "a stop")
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def stop(self, timeout_s: float = WAIT_S) -> int:
         """Ask for an orderly end and return the exit code; TimeoutExpired when it does not come."""
         if pid := self.pid:
@@ -248,6 +269,15 @@ class PlacedDaemon(Daemon):
         self._reader.join()
 
 
+def inotify_watches(process: Path) -> list[str]:
+    """The kernel's list of the inotify watches of a process, which is given by its folder in a /proc."""
+    lines: list[str] = []
+    for info in (process / "fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            lines += (line for line in info.read_text().splitlines() if line.startswith("inotify wd:"))
+    return lines
+
+
 def inner(process: subprocess.Popen[bytes]) -> int:
     """The pid, on the host, of what nsenter or unshare runs as its child; 0 when there is none."""
     try:
@@ -257,10 +287,10 @@ def inner(process: subprocess.Popen[bytes]) -> int:
     return int((children.split() or ["0"])[0])
 
 
-def command_of(pid: int) -> str:
-    """What a process calls itself, empty when it is gone."""
+def command_of(process: Path) -> str:
+    """What a process, given by its folder in a /proc, calls itself; empty when it is gone."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        return (process / "comm").read_text().strip()
     except OSError:
         return ""
 

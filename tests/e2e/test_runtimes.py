@@ -16,7 +16,7 @@ EVENTS = ("create", "modify", "delete", "move")
 
 
 @pytest.fixture
-def daemon(place: Place) -> Iterator[Daemon]:
+def daemon(place: Place) -> Iterator[PlacedDaemon]:
     with PlacedDaemon(place, "-log=json") as daemon:
         yield daemon
 
@@ -89,8 +89,11 @@ def test_files_of_another_container_are_not_reported(runtime: Runtime, daemon: D
         runtime.remove(other)
 
 
-def test_the_end_of_a_container_ends_its_watch(runtime: Runtime, daemon: Daemon, container: str) -> None:
+def test_the_end_of_a_container_ends_its_watch(runtime: Runtime, daemon: PlacedDaemon, container: str) -> None:
+    before = daemon.watches
     watch(daemon, runtime.uri(container))
     assert daemon.state() == [("node1", "pod1", [runtime.pid(container)])]
+    assert daemon.watches != before
     runtime.remove(container)
     until(lambda: daemon.state() == [], RPC_TIMEOUT_S, "a state without the pod")
+    until(lambda: daemon.watches == before, RPC_TIMEOUT_S, "no watches")

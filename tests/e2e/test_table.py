@@ -17,7 +17,7 @@ import pytest
 
 from argusd.proto import argus_pb2
 from tests.daemon import COMMAND, ROOT
-from tests.e2e.place import Place, PlacedDaemon, missing_for, until
+from tests.e2e.place import Place, PlacedDaemon, missing_for, missing_for_chosen_pids, until
 from tests.e2e.rows import ROWS, Row, table
 from tests.e2e.runtime import Runtime, Shape
 from tests.e2e.runtimes import RUNTIMES
@@ -26,7 +26,6 @@ RPC_TIMEOUT_S: Final = 5.0
 # Beyond what the daemons of the runtimes have used up by then, below the least pid_max of a machine.
 INIT_PIDS_FROM: Final = 20_000
 LOW_PIDS_FROM: Final = 10_000
-LAST_PID: Final = Path("/proc/sys/kernel/ns_last_pid")
 FIND: Final = """
 import sys
 from argusd import containers
@@ -147,11 +146,6 @@ def container_of(row: Row, node: Node) -> Iterator[tuple[Runtime, str]]:
         yield runtime, container
 
 
-def missing_for_low_pids() -> str:
-    """Why a test cannot choose the next pid, in words for a skip; empty when it can."""
-    return "" if LAST_PID.exists() else f"needs {LAST_PID}: a kernel with CONFIG_CHECKPOINT_RESTORE"
-
-
 def start_exec(node: Node, runtime: Runtime, container: str) -> int:
     """Have a process brought into the container; returns its pid."""
     argv = ("/bin/sleep", str(next(_marks)))
@@ -164,7 +158,7 @@ def start_exec(node: Node, runtime: Runtime, container: str) -> int:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_container_is_found_and_watched(nodes: Nodes, row: Row) -> None:
-    if reason := RUNTIMES[row.runtime].missing() or missing_for(row.layout) or missing_for_low_pids():
+    if reason := RUNTIMES[row.runtime].missing() or missing_for(row.layout) or missing_for_chosen_pids():
         pytest.skip(reason)
     node = nodes.of(row.layout)
     with container_of(row, node) as (runtime, container):
