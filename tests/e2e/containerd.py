@@ -27,9 +27,9 @@ class Containerd(Runtime):
 
     def start(self) -> None:
         home = self.place.folder / self.namespace
-        home.mkdir()
+        home.mkdir(exist_ok=True)
         self.socket = home / "containerd.sock"
-        (home / "cni").mkdir()
+        (home / "cni").mkdir(exist_ok=True)
         (home / "cni" / "10-lo.conflist").write_text(
             json.dumps({"cniVersion": "0.4.0", "name": "lo", "plugins": [{"type": "loopback"}]})
         )

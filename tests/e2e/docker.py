@@ -21,7 +21,7 @@ class Docker(Runtime):
 
     def start(self) -> None:
         home = self.place.folder / "docker"
-        home.mkdir()
+        home.mkdir(exist_ok=True)
         self._socket = home / "docker.sock"
         (home / "daemon.json").write_text("{}")
         service = self.place.service(
@@ -98,8 +98,8 @@ class Podman(Runtime):
         self._podman("rm", "--force", "--time=0", container)
 
     def _command(self, *arguments: str) -> list[str]:
-        home = self.place.folder / "podman"
-        folders = (f"--root={home / 'root'}", f"--runroot={home / 'run'}", f"--tmpdir={home / 'tmp'}")
+        # podman takes no long path for these two; /run is the place's own.
+        folders = (f"--root={self.place.folder / 'podman'}", "--runroot=/run/podman", "--tmpdir=/run/podman-tmp")
         runtime = ("--cgroup-manager=cgroupfs", "--events-backend=file", f"--runtime={self.place.runc}")
         return ["podman", *folders, *runtime, *arguments]
 
