@@ -28,6 +28,7 @@ class Docker(Runtime):
             *("dockerd", f"--host=unix://{self._socket}", f"--config-file={home / 'daemon.json'}"),
             *(f"--data-root={home / 'data'}", f"--exec-root={home / 'exec'}", f"--pidfile={home / 'pid'}"),
             *("--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"),
+            f"--cgroup-parent={self.place.cgroup}/docker",
             ready=self._answers,
         )
         self._stack.enter_context(service)
