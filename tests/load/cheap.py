@@ -112,7 +112,8 @@ class CheapContainer:
         for number in range(FOLDERS):
             (self.root / "data" / str(number) / "below").mkdir(parents=True)
         self._cgroup.mkdir()
-        unshare = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", PIVOT, str(self.root), *INIT)
+        outside = ("unshare", "--pid", "--fork", "--kill-child")  # keeps its own root, as a runtime does
+        unshare = (*outside, "unshare", "--mount", "sh", "-c", PIVOT, str(self.root), *INIT)
         command = ["sh", "-c", BECOME, str(self._cgroup), *unshare]
         # unshare complains when its child is killed.
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
