@@ -32,7 +32,7 @@ PAUSE: Final = "localhost/argusd-pause:1"
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 HOLDER: Final = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private")
 LAST_PID: Final = Path("/proc/sys/kernel/ns_last_pid")
-STEP_S: Final = 0.05
+STEP_S: Final = 0.01
 STOP_TIMEOUT_S: Final = 20.0
 
 
@@ -56,7 +56,6 @@ for flag, value in zip(sys.argv, sys.argv[1:]):
             json.dump(config, file)
 os.execvp("runc", ["runc", *sys.argv[1:]])
 """
-LAYOUTS: Final = ("v1", "hybrid", "v2")
 UNMOUNT_ALL: Final = ("umount", "--recursive", "--lazy", str(CGROUPS))
 MOUNT_V2: Final = ("mount", "-t", "cgroup2", "cgroup2", str(CGROUPS))
 # How a layout is reached from the host's. The kernel gives a controller to one version only: no way leads from v2.
@@ -100,7 +99,7 @@ class Place:
     """The folder and the namespaces. Leaving the context ends what was started in it."""
 
     def __init__(self, folder: Path, layout: str = HOST_LAYOUT) -> None:
-        """``layout`` is one of LAYOUTS: what is mounted on /sys/fs/cgroup for the runtimes."""
+        """``layout`` is what is mounted on /sys/fs/cgroup for the runtimes: a key of MOUNTS."""
         self.folder: Final = folder
         self.layout: Final = layout
         self.cgroup: Final = f"/argusd-e2e-{os.getpid()}-{layout}"

@@ -46,13 +46,14 @@ class Row:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The row as it stands in the documentation."""
+        """What stands in the documentation of this row, and of its like on another layout."""
         path = self.cgroup.format(uid="<uid>", id="<id>")
         beside = f", beside `{self.beside.rpartition('/')[2].format(id='<id>')}`" if self.beside else ""
-        return (self.runtime, self.layout, self.form, self.quality, f"`{path}`{beside}", self.pids, "yes")
+        return (self.runtime, self.form, self.quality, f"`{path}`{beside}", self.pids)
 
 
-HEAD: Final = ("runtime", "cgroup", "driver", "pod", "cgroup path", "pid namespace", "found, watched")
+LAYOUTS: Final[tuple[Layout, ...]] = ("v1", "hybrid", "v2")
+HEAD: Final = ("runtime", "driver", "pod", "cgroup path", "pid namespace", *LAYOUTS)
 
 
 def oci_rows(layout: Layout, runtime: str) -> list[Row]:
@@ -92,10 +93,18 @@ def rows_of(layout: Layout) -> list[Row]:
 
 
 # crun refuses to run where v1 and v2 are both mounted.
-ROWS: Final = [*rows_of("hybrid"), *oci_rows("v1", "crun"), *rows_of("v2"), *oci_rows("v2", "crun")]
+ROWS: Final = [
+    *(*rows_of("v1"), *oci_rows("v1", "crun")),
+    *rows_of("hybrid"),
+    *(*rows_of("v2"), *oci_rows("v2", "crun")),
+]
 
 
 def table() -> str:
-    """The rows as a table of Markdown."""
-    lines = [HEAD, ("---",) * len(HEAD), *(row.columns for row in ROWS)]
+    """The rows as a table of Markdown, with a column for each layout."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    for row in ROWS:
+        found.setdefault(row.columns, set()).add(row.layout)
+    rows = [(*columns, *("yes" if layout in on else "" for layout in LAYOUTS)) for columns, on in found.items()]
+    lines = [HEAD, ("---",) * len(HEAD), *rows]
     return "\n".join("| " + " | ".join(columns) + " |" for columns in lines)
