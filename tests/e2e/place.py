@@ -113,13 +113,11 @@ class Place:
         self._holder = subprocess.Popen(
             [*HOLDER, "env", "--ignore-signal=CHLD", "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
         )
-        until(lambda: command_of(Path(f"/proc/{self._init()}")) == "cat", 5, "namespaces")
-        self.init = self._init()
-        self.call("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
-        for argv in MOUNTS[HOST_LAYOUT, self.layout]:
-            self.call(*argv)
-        self.runc = self._runc()
-        write_image(self.image)
+        try:
+            self._furnish()
+        except BaseException:
+            self._holder.communicate()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -129,6 +127,15 @@ class Place:
             self._remove_cgroups()
         finally:
             self._holder.communicate()
+
+    def _furnish(self) -> None:
+        until(lambda: command_of(Path(f"/proc/{self._init()}")) == "cat", 5, "namespaces")
+        self.init = self._init()
+        self.call("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
+        for argv in MOUNTS[HOST_LAYOUT, self.layout]:
+            self.call(*argv)
+        self.runc = self._runc()
+        write_image(self.image)
 
     @property
     def root(self) -> Path:
