@@ -24,6 +24,7 @@ from tests.load.watched import CALL_S, LoadedDaemon, until
 pytestmark = [
     pytest.mark.skipif(bool(missing_for_runc()), reason=missing_for_runc() or "containers can run here"),
     pytest.mark.slow,
+    pytest.mark.timeout(300),  # 20 s where nobody else is busy
 ]
 
 CONTAINERS: Final = 500
