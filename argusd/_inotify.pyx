@@ -263,6 +263,7 @@ cdef class Engine:
             core_lock(&self.core)
             subscription.next = self.core.subscriptions
             self.core.subscriptions = subscription
+            pthread_cond_broadcast(&self.core.work)     # the walker looks at mounts from now on
             core_unlock(&self.core)
         return self.last_number
 

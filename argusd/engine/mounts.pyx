@@ -113,14 +113,19 @@ cdef void tell_changes(Core *core, const Place *place, const char *lines, size_t
 
 
 cdef void compare(Walk *walk, Place *place) noexcept nogil:
-    """Take in what was read; the first look only remembers it. With the lock held."""
+    """Take in what was read. With the lock held.
+
+    At the first look every mount counts as new: it may have come after its place was armed.
+    """
     cdef Core *core = walk.core
+    cdef const char *before = b""
     cdef char *copy
     if place.mounts != NULL:
-        if place.mounts_size == walk.mounts.size and memcmp(place.mounts, walk.mounts.data, place.mounts_size) == 0:
-            return
-        tell_changes(core, place, place.mounts, place.mounts_size, walk.mounts.data, walk.mounts.size)
-        tell_changes(core, place, walk.mounts.data, walk.mounts.size, place.mounts, place.mounts_size)
+        before = place.mounts
+    if place.mounts_size == walk.mounts.size and memcmp(before, walk.mounts.data, place.mounts_size) == 0:
+        return
+    tell_changes(core, place, before, place.mounts_size, walk.mounts.data, walk.mounts.size)
+    tell_changes(core, place, walk.mounts.data, walk.mounts.size, before, place.mounts_size)
     copy = <char *>malloc(walk.mounts.size + 1)
     if copy == NULL:
         return
