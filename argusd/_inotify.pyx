@@ -37,6 +37,7 @@ from argusd.engine.core cimport (
 )
 from argusd.engine.entering cimport DENIED_ENTER, DENIED_ROOT, WAY_OPENAT2, WAY_SETNS, openat2_missing
 from argusd.engine.events cimport reader_free, reader_init, reader_main
+from argusd.engine.mounts cimport mounts_remember
 from argusd.engine.opening cimport ended
 from argusd.engine.report cimport Reader
 from argusd.engine.subject cimport arm_root
@@ -130,6 +131,8 @@ cdef void *arm_all(void *argument) noexcept nogil:
     task.error = walk_init(&walk, task.core)
     task.denied = walk.entrance.denied
     walk.initial = True
+    if not task.error:
+        mounts_remember(&walk, subscription.place)
     for i in range(subscription.root_count):
         if task.error or walk.error or subscription.cancelled:
             break

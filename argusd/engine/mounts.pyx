@@ -112,27 +112,41 @@ cdef void tell_changes(Core *core, const Place *place, const char *lines, size_t
         lines = stop + 1
 
 
-cdef void compare(Walk *walk, Place *place) noexcept nogil:
-    """Take in what was read. With the lock held.
-
-    At the first look every mount counts as new: it may have come after its place was armed.
-    """
-    cdef Core *core = walk.core
-    cdef const char *before = b""
-    cdef char *copy
-    if place.mounts != NULL:
-        before = place.mounts
-    if place.mounts_size == walk.mounts.size and memcmp(before, walk.mounts.data, place.mounts_size) == 0:
-        return
-    tell_changes(core, place, before, place.mounts_size, walk.mounts.data, walk.mounts.size)
-    tell_changes(core, place, walk.mounts.data, walk.mounts.size, before, place.mounts_size)
-    copy = <char *>malloc(walk.mounts.size + 1)
+cdef void keep(Walk *walk, Place *place) noexcept nogil:
+    """Remember what was read. With the lock held."""
+    cdef char *copy = <char *>malloc(walk.mounts.size + 1)
     if copy == NULL:
         return
     memcpy(copy, walk.mounts.data, walk.mounts.size)
     free(place.mounts)
     place.mounts = copy
     place.mounts_size = walk.mounts.size
+
+
+cdef void compare(Walk *walk, Place *place) noexcept nogil:
+    """Take in what was read. With the lock held."""
+    cdef Core *core = walk.core
+    if place.mounts != NULL:
+        if place.mounts_size == walk.mounts.size and memcmp(place.mounts, walk.mounts.data, place.mounts_size) == 0:
+            return
+        tell_changes(core, place, place.mounts, place.mounts_size, walk.mounts.data, walk.mounts.size)
+        tell_changes(core, place, walk.mounts.data, walk.mounts.size, place.mounts, place.mounts_size)
+    keep(walk, place)
+
+
+cdef void mounts_remember(Walk *walk, Place *place) noexcept nogil:
+    """Take the mounts as they are before the first walk: what comes while it goes on, or just afterwards, is a change."""
+    cdef Core *core = walk.core
+    cdef bint known
+    core_lock(core)
+    known = place.mounts != NULL
+    core_unlock(core)
+    if known or not read_mounts(walk, place.pid):
+        return
+    core_lock(core)
+    if place.mounts == NULL:
+        keep(walk, place)
+    core_unlock(core)
 
 
 cdef Subscription *next_unchecked(Core *core, unsigned long long round) noexcept nogil:
