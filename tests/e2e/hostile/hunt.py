@@ -292,3 +292,9 @@ def destroy(daemon: Daemon, pod: str) -> None:
 def event_of(daemon: Daemon, pod: str, name: str) -> dict[str, Any] | None:
     """The first event of a pod about an entry of this name."""
     return next((event for event in daemon.events if event["pod"] == pod and event["file"] == name), None)
+
+
+def report(box: HostileContainer, daemon: Daemon, pod: str, folder: str, name: str) -> None:
+    """Make a file in the container and wait until it is reported: the watch works."""
+    box.exec(["touch", f"{folder}/{name}"])
+    until(lambda: event_of(daemon, pod, name), f"an event of {folder}/{name}")

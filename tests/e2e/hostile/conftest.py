@@ -1,0 +1,57 @@
+"""A hostile container, a daemon that watches it, and a hunt for escapes while it attacks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+
+from argusd.flags import Settings
+from demo.container import missing_for_runc
+from tests.daemon import Daemon
+from tests.e2e.hostile.hunt import Canaries, HostileContainer, Hunt, inodes_below, until, watched
+
+WAYS: Final = (
+    {"openat2": ("-enter=openat2",), "setns": ("-enter=setns",)}
+    if "enter" in {field.name for field in dataclasses.fields(Settings)}
+    else {"default": ()}
+)
+"""The ways into a container, each with the flags that choose it: all tests of this folder go all ways."""
+
+
+@pytest.fixture(scope="module")
+def canaries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Canaries]:
+    canaries = Canaries(tmp_path_factory.mktemp("host"))
+    yield canaries
+    canaries.close()
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    with Daemon("-log=json", *WAYS[request.param]) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def box() -> Iterator[HostileContainer]:
+    if reason := missing_for_runc():
+        pytest.skip(reason)
+    with HostileContainer() as box:
+        yield box
+
+
+@pytest.fixture
+def pod(box: HostileContainer) -> str:
+    """A name for the box that no other test has in the daemon's log."""
+    return f"pod-{box.id[:12]}"
+
+
+@pytest.fixture
+def hunt(daemon: Daemon, canaries: Canaries, box: HostileContainer) -> Iterator[Hunt]:
+    until(lambda: not watched(daemon.pid), "no watches of the test before")
+    with Hunt(daemon, canaries, [box.rootfs.parent]) as hunt:
+        yield hunt
+        # At rest there is nothing but what is in the container.
+        until(lambda: watched(daemon.pid) <= inodes_below(box.root), "all watches are in the container")

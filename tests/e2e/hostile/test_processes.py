@@ -1,0 +1,105 @@
+"""What a container's processes, libraries and cgroups pretend to be."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from demo.container import CGROUPS
+from tests.containers import RuncContainer
+from tests.daemon import Daemon
+from tests.e2e.hostile.hunt import (
+    Canaries,
+    HostileContainer,
+    Hunt,
+    Inotify,
+    create,
+    destroy,
+    inode,
+    inodes_below,
+    report,
+    until,
+    watched,
+)
+
+LIBRARIES: Final = ("lib", "lib64", "lib/x86_64-linux-gnu", "usr/lib", "usr/lib64", "usr/lib/x86_64-linux-gnu")
+
+
+def test_libraries_in_the_container_are_not_loaded(daemon: Daemon, hunt: Hunt, box: HostileContainer, pod: str) -> None:
+    planted = []
+    for folder in LIBRARIES:
+        (box.rootfs / folder).mkdir(parents=True, exist_ok=True)
+        for name in ("libgcc_s.so.1", "libc.so.6", "libpthread.so.0", "libnss_files.so.2"):
+            (box.rootfs / folder / name).write_bytes(b"\x7fELF not a library")
+            planted.append(box.rootfs / folder / name)
+    for name in ("ld.so.cache", "ld.so.preload", "nsswitch.conf", "localtime"):
+        (box.rootfs / "etc" / name).write_text("/lib/libgcc_s.so.1")
+        planted.append(box.rootfs / "etc" / name)
+    listener = Inotify(planted, mask=0x21)  # IN_OPEN, IN_ACCESS
+    for number in range(20):
+        create(daemon, box.uri, "/data", "/lib/x", pod=f"{pod}-{number}", recursive=True)
+        new = box.rootfs / "data" / f"d{number}"
+        new.mkdir()
+        until(lambda new=new: inode(new) in watched(daemon.pid), "watched")  # type: ignore[misc]  # of any type
+    for number in range(20):
+        destroy(daemon, f"{pod}-{number}")
+    assert listener.read() == b""
+    listener.close()
+    assert str(box.rootfs) not in Path(f"/proc/{daemon.pid}/maps").read_text()
+    assert hunt.findings() == []
+
+
+def test_init_becomes_another_program(daemon: Daemon, hunt: Hunt, box: HostileContainer, pod: str) -> None:
+    handle = create(daemon, box.uri, "/data", pod=pod, recursive=True)
+    os.kill(box.pid, signal.SIGHUP)
+    until(lambda: Path(f"/proc/{box.pid}/comm").read_text() == "busybox\n", "another program")
+    assert (("node1", pod, list(handle.pid))) in daemon.state()
+    (box.rootfs / "data" / "new").mkdir()
+    report(box, daemon, pod, "/data/new", "x")
+    assert list(create(daemon, box.uri, "/data", pod=pod, recursive=True).pid) == [box.pid]
+    assert hunt.findings() == []
+
+
+def test_a_process_may_call_itself_anything(daemon: Daemon, box: HostileContainer, pod: str) -> None:
+    assert Path(f"/proc/{box.pid}/comm").read_text() == ") Z 1\n(sh\n"
+    assert list(create(daemon, box.uri, "/data", pod=pod).pid) == [box.pid]
+
+
+def test_a_cgroup_is_named_after_another_container(daemon: Daemon, hunt: Hunt, box: HostileContainer, pod: str) -> None:
+    with RuncContainer() as victim:
+        for hierarchy in [CGROUPS, *CGROUPS.iterdir()]:
+            own = Path(f"{hierarchy}{box.cgroup}")
+            if (own / "cgroup.procs").exists():
+                for name in (victim.id, f"docker-{victim.id}.scope", f"x:y:{victim.id}"):
+                    (own / name).mkdir()
+                with suppress(OSError):  # a cpuset that is not set up takes nobody in
+                    (own / victim.id / "cgroup.procs").write_text(str(box.pid))
+        try:
+            assert list(create(daemon, victim.uri, "/data", pod=pod).pid) == [victim.pid]
+            assert list(create(daemon, box.uri, "/data", pod=f"{pod}-hostile").pid) == [box.pid]
+        finally:
+            box.kill()
+            for hierarchy in [CGROUPS, *CGROUPS.iterdir()]:
+                for name in (victim.id, f"docker-{victim.id}.scope", f"x:y:{victim.id}"):
+                    with suppress(FileNotFoundError, NotADirectoryError):
+                        Path(f"{hierarchy}{box.cgroup}", name).rmdir()
+        assert hunt.findings() == []
+
+
+def test_a_container_that_is_just_starting_is_not_looked_for_on_the_host(daemon: Daemon, canaries: Canaries) -> None:
+    with Hunt(daemon, canaries) as hunt, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        for number in range(5):
+            box = RuncContainer()
+            # Its cgroup is there before its root is: the daemon asks again and again from before it is started.
+            calls = [
+                pool.submit(create, daemon, box.uri, "/etc", str(canaries.singing), pod=f"start-{number}-{turn}")
+                for turn in range(1)
+            ]
+            with box:
+                assert [list(call.result().pid) for call in calls] == [[box.pid]]
+                assert watched(daemon.pid) <= inodes_below(box.root)
+        assert hunt.findings() == []
