@@ -5,12 +5,13 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import signal
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from demo.container import CGROUPS
-from tests.containers import RuncContainer
+from demo.container import CGROUPS, ProcessContainer
+from tests.containers import RuncContainer, rootfs_template
 from tests.daemon import Daemon
 from tests.e2e.hostile.hunt import (
     Canaries,
@@ -19,6 +20,7 @@ from tests.e2e.hostile.hunt import (
     Inotify,
     create,
     destroy,
+    event_of,
     inode,
     inodes_below,
     report,
@@ -90,16 +92,58 @@ def test_a_cgroup_is_named_after_another_container(daemon: Daemon, hunt: Hunt, b
         assert hunt.findings() == []
 
 
-def test_a_container_that_is_just_starting_is_not_looked_for_on_the_host(daemon: Daemon, canaries: Canaries) -> None:
+class Unfinished(ProcessContainer):
+    """A container that a runtime is just making: it has its cgroup and its namespaces, but not its root."""
+
+    def _start(self, folder: Path) -> int:
+        self._cgroup = self._writable_hierarchy() / self.cgroup.lstrip("/")
+        self._cgroup.mkdir(parents=True)
+        script = 'echo $$ >"$0/cgroup.procs" && exec unshare --mount --pid --fork --kill-child sh -c "$1"'
+        finish = f'echo ready; read go; exec chroot "{folder / "rootfs"}" /bin/sleep 3600'
+        self._unshare = subprocess.Popen(
+            ["sh", "-c", script, self._cgroup, finish], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._unshare.stdout
+        assert self._unshare.stdout.readline() == b"ready\n"
+        (child,) = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text().split()
+        return int(child)
+
+    def finish(self) -> None:
+        """Enter the root."""
+        assert self._unshare.stdin
+        self._unshare.stdin.write(b"go\n")
+        self._unshare.stdin.flush()
+
+    def _remove(self) -> None:
+        super()._remove()
+        self._unshare.communicate()
+
+
+def test_nothing_is_looked_for_in_the_root_of_the_runtime(daemon: Daemon, canaries: Canaries) -> None:
+    paths = ("/etc", str(canaries.silent), str(canaries.singing))
+    with (
+        Unfinished(rootfs_template()) as box,
+        Hunt(daemon, canaries, [box.rootfs.parent]) as hunt,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        call = pool.submit(create, daemon, box.id, *paths, pod="unfinished", recursive=True)
+        looks = hunt.looks
+        until(lambda: hunt.looks > looks + 100, "looks while there is no root")
+        assert not call.done(), call.exception()
+        box.finish()
+        assert list(call.result().pid) == [box.pid]
+        (box.rootfs / "etc" / "found").touch()
+        until(lambda: event_of(daemon, "unfinished", "found"), "an event in its own root")
+        assert watched(daemon.pid) <= inodes_below(box.root)
+
+
+def test_a_container_of_runc_is_found_while_it_starts(daemon: Daemon, canaries: Canaries) -> None:
     with Hunt(daemon, canaries) as hunt, concurrent.futures.ThreadPoolExecutor(1) as pool:
-        for number in range(5):
+        for number in range(3):
             box = RuncContainer()
-            # Its cgroup is there before its root is: the daemon asks again and again from before it is started.
-            calls = [
-                pool.submit(create, daemon, box.uri, "/etc", str(canaries.singing), pod=f"start-{number}-{turn}")
-                for turn in range(1)
-            ]
+            # The daemon asks for it again and again from before it is started.
+            call = pool.submit(create, daemon, box.uri, "/etc", str(canaries.singing), pod=f"start-{number}")
             with box:
-                assert [list(call.result().pid) for call in calls] == [[box.pid]]
+                assert list(call.result().pid) == [box.pid]
                 assert watched(daemon.pid) <= inodes_below(box.root)
         assert hunt.findings() == []
