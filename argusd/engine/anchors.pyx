@@ -5,7 +5,7 @@ from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy
 
-from argusd.engine.core cimport ANCHORED, ANCHOR_BUCKETS, WdEntry, wd_find, wd_release
+from argusd.engine.core cimport ANCHORED, ANCHOR_BUCKETS, WdEntry, fence_place, wd_find, wd_release
 from argusd.engine.tree cimport node_free_tree
 from argusd.engine.work cimport root_push, root_settled, root_unqueue
 
@@ -118,3 +118,4 @@ cdef void root_end(Core *core, Root *root) noexcept nogil:
     if root.rescan:
         root.rescan = False
         core.repairing -= 1
+        fence_place(core)           # the reader ends the repair when it comes by

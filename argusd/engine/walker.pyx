@@ -113,7 +113,7 @@ cdef void do_root(Walk *walk, Root *root) noexcept nogil:
     serial = core.nodes[top].serial
     core_unlock(core)
     if rescan:
-        if top and root.directory:
+        if top and root.directory and walk.root == root:    # else the container has ended
             rescan_tree(walk, root, top, serial)
         core_lock(core)
         if root.rescan:
