@@ -88,8 +88,11 @@ class Engine:
         more watches to give, ProcessLookupError when the container's process has ended,
         DeniedError when its root is closed to us.
         """
-    def switch(self, on: Sequence[int], off: Sequence[int]) -> None:
-        """In one step for the reader: subscriptions ``on`` begin to report, ``off`` stop and are freed."""
+    def switch(self, on: Sequence[int], off: Sequence[int]) -> bool:
+        """In one step for the reader: subscriptions ``on`` begin to report, ``off`` stop and are freed.
+
+        True when a walk still holds some that have stopped: they are freed by a later call.
+        """
     def new_counter(self) -> int:
         """A new set of event counts; several subscriptions may share one."""
     def free_counter(self, counter: int) -> None:

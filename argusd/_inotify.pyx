@@ -373,6 +373,7 @@ cdef class Engine:
             free(on_numbers.items)
             free(off_numbers.items)
         self.bury(dead)
+        return self.ended != NULL
 
     cdef void end(self, int number) noexcept nogil:
         """Take a subscription out of the reader's sight. With the lock held."""

@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -45,6 +46,7 @@ __all__ = [
 logger = logging.getLogger("argusd.arming")
 
 _WALKERS: Final = 4
+_FREE_AGAIN_S: Final = 0.05
 _LEAST_WALK_S: Final = 0.1  # a request that spent its time looking for containers still gets this much
 WATCH_LIMIT: Final = "fs.inotify.max_user_watches"
 
@@ -71,8 +73,8 @@ class WatchEngine(Protocol):
     def arm(self, subscription: int) -> Armed:
         """Watch the subject's paths; blocks for as long as the walk takes."""
 
-    def switch(self, on: Sequence[int], off: Sequence[int]) -> None:
-        """In one step: ``on`` begin to report, ``off`` stop and are freed."""
+    def switch(self, on: Sequence[int], off: Sequence[int]) -> bool:
+        """In one step: ``on`` begin to report, ``off`` stop and are freed; True when a later call has to free some."""
 
 
 class RequestRefusedError(Exception):
@@ -146,6 +148,7 @@ class Arming:
         self._switcher = ThreadPoolExecutor(1, thread_name_prefix="switch")
         self._live: dict[int, WatchKey] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._freeing: asyncio.TimerHandle | None = None
         self._closed = False
 
     def close(self) -> None:
@@ -161,7 +164,23 @@ class Arming:
         for number in off:
             self._live.pop(number, None)
         if (on or off) and not self._closed:
-            await self._loop.run_in_executor(self._switcher, self._engine.switch, on, off)
+            held = await self._loop.run_in_executor(self._switcher, self._engine.switch, on, off)
+            if held and self._freeing is None:
+                self._freeing = self._loop.call_later(_FREE_AGAIN_S, self._free)
+
+    def _free(self) -> None:
+        """A walk was still busy with what had been switched off, and holds descriptors in a container: ask again."""
+        self._freeing = None
+        if not self._closed:
+            task = self._loop.create_task(self._ask_again())
+            self._tasks.add(task)  # the loop itself holds tasks weakly
+            task.add_done_callback(self._tasks.discard)
+
+    async def _ask_again(self) -> None:
+        with suppress(ValueError):  # the engine was closed meanwhile
+            held = await self._loop.run_in_executor(self._switcher, self._engine.switch, (), ())
+            if held and self._freeing is None:
+                self._freeing = self._loop.call_later(_FREE_AGAIN_S, self._free)
 
     async def arm(
         self,

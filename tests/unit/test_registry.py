@@ -57,11 +57,12 @@ class FakeEngine:
         paths = self.subjects[subscription][1]
         return Armed(tuple(self.errors.get(path, 0) for path in paths), 1, 0.0)
 
-    def switch(self, on: Sequence[int], off: Sequence[int]) -> None:
+    def switch(self, on: Sequence[int], off: Sequence[int]) -> bool:
         assert not self.freed.intersection([*on, *off]), "a number is never used again"
         self.switches.append((list(on), list(off)))
         self.on = (self.on | set(on)) - set(off)
         self.freed |= set(off)
+        return False
 
     def new_counter(self) -> int:
         self._last_counter += 1
