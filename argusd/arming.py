@@ -177,7 +177,7 @@ class Arming:
             task.add_done_callback(self._tasks.discard)
 
     async def _ask_again(self) -> None:
-        with suppress(ValueError):  # the engine was closed meanwhile
+        with suppress(RuntimeError):  # the engine was closed meanwhile
             held = await self._loop.run_in_executor(self._switcher, self._engine.switch, (), ())
             if held and self._freeing is None:
                 self._freeing = self._loop.call_later(_FREE_AGAIN_S, self._free)

@@ -80,6 +80,7 @@ def test_every_name_is_one_line(style: tuple[str, Daemon], box: HostileContainer
     folder = box.rootfs / "data"
     (folder / "in").mkdir()
     create(daemon, box.uri, "/data", pod="names", recursive=True, event=["create"])
+    daemon.wait_for_text("Starting `inotify` watcher (names:node1)")
     before = len(daemon.lines)
     for name in NAMES:
         make(folder, name)
