@@ -25,6 +25,7 @@ __all__ = ["AmbiguousId", "Container", "find", "open_pid"]
 _ID: Final = re.compile(r"[0-9a-f]{12,64}", re.ASCII)
 _FULL: Final = 64
 
+_NODE_INIT: Final = 1
 _ATTEMPTS: Final = 5  # scans, when processes come and go while we look
 
 
@@ -69,12 +70,12 @@ class Container:
         Some containers never get one: what they see is the node. Raises PermissionError where that cannot be told.
         """
         before = processes.stat(self.pid)
-        if before is None:
+        root = processes.root_identity(self.pid)
+        if before is None or root is None or root == _root_of_other(_NODE_INIT):
             return False
         if not before.parent:
             return True  # an init process of our own pid namespace, or its parent is not ours to see
-        root = processes.root_identity(self.pid)
-        if root is None or root == _root_of_parent(before.parent):
+        if root == _root_of_other(before.parent):
             return False
         # The parent may have ended meanwhile, and its pid been given to another one.
         after = processes.stat(self.pid)
@@ -88,7 +89,8 @@ class Container:
             os.close(pidfd)
 
 
-def _root_of_parent(pid: int) -> tuple[int, int] | None:
+def _root_of_other(pid: int) -> tuple[int, int] | None:
+    """The root of a runtime, or of the node's process 1."""
     try:
         return processes.root_identity(pid)
     except PermissionError:
