@@ -37,7 +37,7 @@ cdef struct Node:
     uint32_t next_on_wd         # next node with the same watch descriptor
     uint32_t serial             # changes whenever the index is used for another directory
     uint32_t mark               # before it events are not about what a top watches, or do not bear on the last look
-    uint32_t listed             # the mark behind its listing, from which on all that is in it is known; 0: none, as above
+    uint32_t listed             # the mark behind its listing: from there on all that is in it is known; 0: none
     int wd                      # -1 when not armed
     unsigned short flags
     unsigned char name_size     # a file name has at most 255 bytes
