@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Final
 
 import pytest
 
-from argusd.flags import Settings
 from demo.container import missing_for_runc
 from tests.daemon import Daemon
 from tests.e2e.hostile.hunt import Canaries, HostileContainer, Hunt, inodes_below, until, watched
 
-WAYS: Final = (
-    {"openat2": ("-enter=openat2",), "setns": ("-enter=setns",)}
-    if "enter" in {field.name for field in dataclasses.fields(Settings)}
-    else {"default": ()}
-)
-"""The ways into a container, each with the flags that choose it: all tests of this folder go all ways."""
+WAYS: Final = ("openat2", "setns")
+"""The ways into a container: all tests of this folder go all ways."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +24,7 @@ def canaries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Canaries]:
 
 @pytest.fixture(scope="module", params=WAYS)
 def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    with Daemon("-log=json", *WAYS[request.param]) as daemon:
+    with Daemon("-log=json", f"-enter={request.param}") as daemon:
         yield daemon
 
 
