@@ -5,6 +5,8 @@ Some facts about processes:
 - Whatever was read about a pid belongs to the process behind a handle if that process still runs afterwards: its pid
   cannot have been given to another one meanwhile. This is what every check rests on.
 - A zombie keeps its cgroup and its pid, so both must be checked together with the state of the process.
+- A process whose main thread has ended lives on in its other threads. Its own state is that of a zombie then, and its
+  root, its namespaces and its mounts are told by the folders of those threads only.
 - A command may call itself anything, brackets and newlines included, and ``/proc/PID/stat`` does not escape it.
 - A descriptor of ``/proc/PID`` stays with its process, like a pidfd: after its end nothing can be opened through it,
   also when another process has the pid by then. It does not tell of the end, and a thread has such a folder too.
@@ -15,6 +17,8 @@ from __future__ import annotations
 import errno
 import os
 import select
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -27,6 +31,7 @@ _STATUS_BYTES: Final = 1 << 20  # 65,536 supplementary groups stand before the l
 _ENDED_STATES: Final = frozenset({b"Z", b"X", b"x"})  # proc_pid_stat(5): zombie, dead
 _NOT_THERE: Final = (FileNotFoundError, ProcessLookupError, PermissionError)  # it has ended, or is hidden from us
 _PARENT: Final = 4 - 3  # the fields' places behind the command, of which field 3 is the first
+_THREADS: Final = 20 - 3
 _START_TIME: Final = 22 - 3
 
 # EPERM is how old seccomp profiles say ENOSYS. No process may refuse to be held, so it has no other meaning here.
@@ -99,14 +104,16 @@ def namespace_pids(pid: int) -> list[bytes]:
 
 def root_identity(pid: int) -> tuple[int, int] | None:
     """Device and inode of the root of a process; None when it has gone. Raises PermissionError."""
-    path = Path(f"/proc/{pid}/root")
-    try:
-        found = path.stat()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    except PermissionError as error:
-        raise PermissionError(error.errno, f"no access to {path}: the daemon needs CAP_SYS_PTRACE") from None
-    return found.st_dev, found.st_ino
+    for folder in _thread_folders(pid):
+        path = folder / "root"
+        try:
+            found = path.stat()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except PermissionError as error:
+            raise PermissionError(error.errno, f"no access to {path}: the daemon needs CAP_SYS_PTRACE") from None
+        return found.st_dev, found.st_ino
+    return None
 
 
 def read(path: str | bytes, limit: int, *, folder: int | None = None) -> bytes:
@@ -138,11 +145,21 @@ def _hold_folder(pid: int) -> int:
     return handle
 
 
+def _thread_folders(pid: int) -> Iterator[Path]:
+    """The folder of a process, then those of its threads."""
+    folder = Path(f"/proc/{pid}")
+    yield folder
+    with suppress(FileNotFoundError, ProcessLookupError):
+        yield from (folder / "task").iterdir()
+
+
 def _parse_stat(text: bytes) -> Stat | None:
     fields = text[text.rfind(b")") + 1 :].split()
     if len(fields) <= _START_TIME:
         return None
-    return Stat(fields[0] in _ENDED_STATES, int(fields[_START_TIME]), int(fields[_PARENT]))
+    # A main thread that has ended alone is a zombie, too, but its process has other threads.
+    ended = fields[0] in _ENDED_STATES and int(fields[_THREADS]) <= 1
+    return Stat(ended, int(fields[_START_TIME]), int(fields[_PARENT]))
 
 
 def _status(pid: int, name: bytes) -> list[bytes]:

@@ -23,11 +23,10 @@ Facts that shape this file:
 """
 
 from libc.errno cimport EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, ESRCH, errno
-from libc.stdio cimport snprintf
 from libc.stdlib cimport abort
 from libc.string cimport memcpy, memmove, memset, strlen
 
-from argusd.engine.opening cimport below, ended, lookup, place_open
+from argusd.engine.opening cimport below, ended, lookup, place_open, process_open
 from argusd.includes.linux cimport (
     CLONE_FS,
     CLONE_NEWNS,
@@ -139,17 +138,15 @@ cdef bint same_space(int one, int other) noexcept nogil:
 
 cdef int entrance_open(Entrance *entrance, int pid, int pidfd) noexcept nogil:
     """Turn to a container, by one of its processes; 0 or an errno, ESRCH when the process has ended."""
-    cdef char path[40]
     cdef int error = 0
     entrance.denied = DENIED_NOTHING
     entrance.root_fd = place_open(pid, pidfd)
     if entrance.root_fd < 0:
         error = -entrance.root_fd
     elif entrance.way == WAY_SETNS:
-        snprintf(path, sizeof(path), b"/proc/%d/ns/mnt", pid)
-        entrance.space_fd = open(path, O_RDONLY | O_CLOEXEC)
+        entrance.space_fd = process_open(pid, b"ns/mnt", O_RDONLY)
         if entrance.space_fd < 0:
-            error = errno
+            error = -entrance.space_fd
         if ended(pidfd):
             error = ESRCH
         elif not error and same_space(entrance.space_fd, entrance.home_space_fd):

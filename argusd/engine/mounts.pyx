@@ -7,15 +7,15 @@ there, has the subject paths of the container looked up again, and the directory
 """
 
 from libc.stdint cimport uint32_t
-from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcmp, memcpy
 
 from argusd._records cimport buffer_room
 from argusd.engine.core cimport NODE_CREATED, Core, Place, Root, Subscription, core_lock, core_unlock
+from argusd.engine.opening cimport process_open
 from argusd.engine.tree cimport node_find
 from argusd.engine.work cimport job_push, root_push
-from argusd.includes.linux cimport O_CLOEXEC, O_RDONLY, close, memmem, open, read
+from argusd.includes.linux cimport O_RDONLY, close, memmem, read
 
 cdef enum:
     MOUNTS_MAX = 4 * 1024 * 1024    # bytes of mountinfo that are looked at
@@ -24,11 +24,8 @@ cdef enum:
 
 cdef bint read_mounts(Walk *walk, int pid) noexcept nogil:
     """Read the process' mountinfo into walk.mounts."""
-    cdef char path[40]
     cdef ssize_t size = 1
-    cdef int fd
-    snprintf(path, sizeof(path), b"/proc/%d/mountinfo", pid)
-    fd = open(path, O_RDONLY | O_CLOEXEC)
+    cdef int fd = process_open(pid, b"mountinfo", O_RDONLY)
     if fd < 0:
         return False
     walk.mounts.size = 0
@@ -135,7 +132,7 @@ cdef void compare(Walk *walk, Place *place) noexcept nogil:
 
 
 cdef void mounts_remember(Walk *walk, Place *place) noexcept nogil:
-    """Take the mounts as they are before the first walk: what comes while it goes on, or just afterwards, is a change."""
+    """Take the mounts as they are before the first walk: what comes while it goes on, or afterwards, is a change."""
     cdef Core *core = walk.core
     cdef bint known
     core_lock(core)

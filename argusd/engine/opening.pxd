@@ -6,6 +6,7 @@ from argusd.engine.core cimport Core, Identity
 
 cdef int lookup(int directory, const char *path, int flags, unsigned long long resolve) noexcept nogil
 cdef bint ended(int pidfd) noexcept nogil
+cdef int process_open(int pid, const char *name, int flags) noexcept nogil
 cdef int place_open(int pid, int pidfd) noexcept nogil
 cdef int below(int directory, const char *name) noexcept nogil
 cdef void barrier(int directory) noexcept nogil

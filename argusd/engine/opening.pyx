@@ -8,13 +8,16 @@ Facts about path lookup that shape this file:
 * A process number says which process only while that process lives: its pidfd is asked after /proc/PID was opened.
 * Where there are no pidfds a descriptor of the folder /proc/PID takes their place. It stays with its process too: after
   the end nothing can be opened through it, whoever has the number by then.
+* A process whose main thread has ended lives on in its other threads: its pidfd tells no end then. But its root, its
+  namespaces and its mounts are told by the folders of those threads only.
 * An O_PATH descriptor causes no events and opens nothing: no fifo blocks, no device is touched.
 * Inode numbers are used again; together with the device and the time of birth they tell one file from another.
 """
 
-from libc.errno cimport EAGAIN, ENOENT, ENOTDIR, ESRCH, errno
+from libc.errno cimport EAGAIN, EINVAL, ENOENT, ENOTDIR, ESRCH, errno
 from libc.stdint cimport uint64_t
 from libc.stdio cimport snprintf
+from libc.stdlib cimport atol
 from libc.string cimport memset
 
 from argusd.includes.linux cimport (
@@ -30,8 +33,10 @@ from argusd.includes.linux cimport (
     POLLIN,
     STATX_BTIME,
     STATX_INO,
+    SYS_getdents64,
     SYS_openat2,
     close,
+    dirent64,
     fchdir,
     fstatat,
     inotify_add_watch,
@@ -53,6 +58,8 @@ from argusd.includes.pthread cimport load_int
 cdef enum:
     LOOKUPS = 32                    # tries of a lookup that a concurrent rename disturbs
     TOO_LONG = 300                  # more bytes than a file name can have
+    READS_MAX = 16                  # of a process' list of threads, which may grow as fast as it is read
+    TASKS = 2048                    # bytes of it at once
 
 
 cdef int lookup(int directory, const char *path, int flags, unsigned long long resolve) noexcept nogil:
@@ -82,20 +89,76 @@ cdef bint ended(int pidfd) noexcept nogil:
 
 cdef bint folder_ended(int folder) noexcept nogil:
     """Whether the process has ended whose folder in /proc this is; a zombie has. True for what is no folder."""
-    cdef char text[256]             # proc_pid_stat(5): number, command of up to 64 bytes in brackets, state
+    cdef char text[512]             # proc_pid_stat(5): number, command of up to 64 bytes in brackets, state, and so on
     cdef char *bracket
     cdef ssize_t size
     cdef int fd = openat(folder, b"stat", O_RDONLY | O_CLOEXEC)
     if fd < 0:
         return errno == ENOTDIR or errno == ENOENT or errno == ESRCH
-    size = read(fd, text, sizeof(text))
+    size = read(fd, text, sizeof(text) - 1)
     close(fd)
     if size <= 0:
         return True
     bracket = <char *>memrchr(text, c')', <size_t>size)
     if bracket == NULL or bracket + 2 >= text + size:
         return True
-    return bracket[2] == c'Z' or bracket[2] == c'X' or bracket[2] == c'x'
+    if bracket[2] != c'Z' and bracket[2] != c'X' and bracket[2] != c'x':
+        return False
+    text[size] = 0
+    return threads_in(bracket + 2) <= 1
+
+
+cdef long threads_in(const char *fields) noexcept nogil:
+    """The number of threads, from the rest of a line of proc_pid_stat(5) that begins with field 3."""
+    cdef int field = 3
+    while field < 20 and fields[0]:
+        if fields[0] == c' ':
+            field += 1
+        fields += 1
+    return atol(fields)
+
+
+cdef int process_open(int pid, const char *name, int flags) noexcept nogil:
+    """Open ``name`` in the folder of a process in /proc, or of a thread that still has it; else a negative errno."""
+    cdef char path[64]
+    cdef int fd, other
+    snprintf(path, sizeof(path), b"/proc/%d/%s", pid, name)
+    fd = open(path, flags | O_CLOEXEC)
+    if fd >= 0:
+        return fd
+    fd = -errno
+    if fd != -ENOENT and fd != -EINVAL:         # the latter is what mountinfo says
+        return fd
+    other = thread_open(pid, name, flags)
+    return other if other >= 0 else fd
+
+
+cdef int thread_open(int pid, const char *name, int flags) noexcept nogil:
+    """Open ``name`` in the folder of any thread that has it; negative when there is none."""
+    cdef char path[512]
+    cdef char entries[TASKS]
+    cdef const dirent64 *entry
+    cdef long at, size
+    cdef int fd = -1, tasks, _read
+    snprintf(path, sizeof(path), b"/proc/%d/task", pid)
+    tasks = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    if tasks < 0:
+        return -1
+    for _read in range(READS_MAX):
+        size = syscall(SYS_getdents64, tasks, entries, sizeof(entries))
+        if size <= 0:
+            break
+        at = 0
+        while fd < 0 and at < size:
+            entry = <const dirent64 *>(entries + at)
+            at += entry.d_reclen
+            snprintf(path, sizeof(path), b"%s/%s", entry.d_name, name)
+            if entry.d_name[0] != c'.':
+                fd = openat(tasks, path, flags | O_CLOEXEC)
+        if fd >= 0:
+            break
+    close(tasks)
+    return fd
 
 
 cdef int place_open(int pid, int pidfd) noexcept nogil:
@@ -103,12 +166,7 @@ cdef int place_open(int pid, int pidfd) noexcept nogil:
 
     The process is checked afterwards: while it lives, its number cannot have been given to another one.
     """
-    cdef char path[40]
-    cdef int fd
-    snprintf(path, sizeof(path), b"/proc/%d/root", pid)
-    fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC)
-    if fd < 0:
-        fd = -errno
+    cdef int fd = process_open(pid, b"root", O_PATH | O_DIRECTORY)
     if ended(pidfd):
         if fd >= 0:
             close(fd)

@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from demo.container import CGROUPS, ProcessContainer
 from tests.containers import RuncContainer, rootfs_template
 from tests.daemon import Daemon
@@ -64,6 +66,36 @@ def test_init_becomes_another_program(daemon: Daemon, hunt: Hunt, box: HostileCo
     report(box, daemon, pod, "/data/new", "x")
     assert list(create(daemon, box.uri, "/data", pod=pod, recursive=True).pid) == [box.pid]
     assert hunt.findings() == []
+
+
+@pytest.mark.parametrize("when", ["before", "afterwards"])
+def test_init_ends_its_main_thread(daemon: Daemon, hunt: Hunt, box: HostileContainer, pod: str, when: str) -> None:
+    data = box.rootfs / "data"
+    if when == "before":
+        thread = end_main_thread(box)
+    assert list(create(daemon, box.uri, "/data", pod=pod, recursive=True).pid) == [box.pid]
+    if when == "afterwards":
+        thread = end_main_thread(box)
+        assert list(create(daemon, box.uri, "/data", "/etc", pod=pod, recursive=True).pid) == [box.pid]
+    (data / "new").mkdir()
+    until(lambda: inode(data / "new") in watched(daemon.pid), "the new directory is watched")
+    (data / "new" / "x").touch()
+    until(lambda: event_of(daemon, pod, "x"), "an event in the new directory")
+    space = ("nsenter", f"--target={thread}", "--mount", "--root", "--wd")
+    subprocess.run([*space, "/bin/busybox", "mount", "-t", "tmpfs", "none", "/data/new"], check=True)
+    until(lambda: inode(Path(f"/proc/{thread}/root/data/new")) in watched(daemon.pid), "the mount is watched")
+    assert ("node1", pod, [box.pid]) in daemon.state()
+    box.kill()
+    until(lambda: not watched(daemon.pid), "no watches after its end")
+    assert not [handle for handle in daemon.state() if handle[1] == pod]
+    assert hunt.findings() == []
+
+
+def end_main_thread(box: HostileContainer) -> int:
+    """Let the main thread of the init end, and return another one of its threads."""
+    os.kill(box.pid, signal.SIGUSR2)
+    until(lambda: not Path(f"/proc/{box.pid}/root/.").exists(), "a main thread that has ended")
+    return next(thread for path in Path(f"/proc/{box.pid}/task").iterdir() if (thread := int(path.name)) != box.pid)
 
 
 def test_a_process_may_call_itself_anything(daemon: Daemon, box: HostileContainer, pod: str) -> None:
