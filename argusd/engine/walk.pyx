@@ -36,6 +36,7 @@ from argusd.engine.entering cimport (
     entrance_open,
     open_below,
     open_path,
+    open_plain_path,
 )
 from argusd.engine.opening cimport add_watch
 from argusd.engine.tree cimport node_is, node_path
@@ -184,6 +185,19 @@ cdef bint is_same(Walk *walk, uint32_t node, uint32_t serial, int fd) noexcept n
     return same
 
 
+cdef bint real_path(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
+    """Have in walk.top_path where the subject's path led when it was looked up, without its links."""
+    cdef bint known
+    core_lock(walk.core)
+    known = node_is(walk.core, node, serial)
+    walk.top_path.size = 0
+    if known:
+        buffer_add(&walk.top_path, walk.root.real.data, walk.root.real.size)
+        buffer_add(&walk.top_path, b"", 1)
+    core_unlock(walk.core)
+    return known and not walk.top_path.failed
+
+
 cdef int node_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     """Open a watched directory by its path; ESTALE (negative) when the path leads to another one by now."""
     cdef Core *core = walk.core
@@ -198,6 +212,8 @@ cdef int node_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     if not known or walk.top_path.failed:
         return -ESTALE
     fd = open_path(&walk.entrance, walk.top_path.data)
+    if fd == -ELOOP and real_path(walk, node, serial):      # a link of procfs, which nobody is to follow for us
+        fd = open_plain_path(&walk.entrance, walk.top_path.data)
     if fd < 0:
         return fd
     fd = descend(walk, fd)
