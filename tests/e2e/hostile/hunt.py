@@ -36,6 +36,7 @@ from tests.containers import RuncContainer
 from tests.daemon import Daemon
 
 WAIT_S: Final = 20.0
+COMMAND_NAME: Final = ") Z 1\n(sh\n"
 SONG: Final = "canary-song"
 ALL_EVENTS: Final = 0xFFF
 _FDINFO: Final = re.compile(rb"^inotify wd:[0-9a-f]+ ino:([0-9a-f]+) sdev:([0-9a-f]+) ", re.MULTILINE)
@@ -126,7 +127,10 @@ class HostileContainer(RuncContainer):
         (folder / "config.json").write_text(json.dumps(spec))
         pid_file = folder / "init.pid"
         self._runc("run", "--detach", "--bundle", str(folder), "--pid-file", str(pid_file), self.id)
-        return int(pid_file.read_text())
+        pid = int(pid_file.read_text())
+        # runc returns a moment before its process has become the attacker, who waits for signals under this name.
+        until(lambda: Path(f"/proc/{pid}/comm").read_text() == COMMAND_NAME, "the attacker")
+        return pid
 
     def attack(self, *command: str) -> None:
         """Let the attacker do something to its end."""

@@ -16,6 +16,7 @@ from demo.container import CGROUPS, ProcessContainer
 from tests.containers import RuncContainer, rootfs_template
 from tests.daemon import Daemon
 from tests.e2e.hostile.hunt import (
+    COMMAND_NAME,
     Canaries,
     HostileContainer,
     Hunt,
@@ -99,7 +100,7 @@ def end_main_thread(box: HostileContainer) -> int:
 
 
 def test_a_process_may_call_itself_anything(daemon: Daemon, box: HostileContainer, pod: str) -> None:
-    assert Path(f"/proc/{box.pid}/comm").read_text() == ") Z 1\n(sh\n"
+    assert Path(f"/proc/{box.pid}/comm").read_text() == COMMAND_NAME
     assert list(create(daemon, box.uri, "/data", pod=pod).pid) == [box.pid]
 
 
