@@ -22,7 +22,7 @@ from tests.kernel.story import TIMEOUT_S, Stage, Story, Watching, exchange, pars
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: processes are given a root of their own")
 
-ROUNDS: Final = 40_000
+ROUNDS: Final = 10_000
 MNT_DETACH: Final = 2
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)

@@ -14,7 +14,7 @@ from tests.daemon import Daemon
 from tests.e2e.hostile.hunt import Canaries, HostileContainer, Hunt, create, destroy, event_of, until, watched
 
 ROUNDS: Final = int(os.environ.get("ARGUSD_HOSTILE_ROUNDS", "100000"))
-LOOKUPS: Final = int(os.environ.get("ARGUSD_HOSTILE_LOOKUPS", "60"))
+LOOKUPS: Final = int(os.environ.get("ARGUSD_HOSTILE_LOOKUPS", "10"))
 """The least numbers of swaps and of CreateWatch calls in each swap attack; for more of them by hand."""
 
 
