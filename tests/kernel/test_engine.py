@@ -312,56 +312,6 @@ def test_an_engine_without_an_inotify_instance_says_which_limit_it_is() -> None:
     assert output.close()
 
 
-def folder_of(pid: int) -> int:
-    """What holds a process where there are no pidfds."""
-    return os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
-
-
-def subscribe(watching: Watching, pid: int, handle: int, folder: Path) -> int:
-    return watching.engine.subscribe(
-        Encoder(DEFAULT_WATCH_TEMPLATE.segments, "p", "n", "w", "c", []),
-        watching.counter, pid, handle, [os.fsencode(folder)], ALL, [], False, True, 0, False,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("hold", [os.pidfd_open, folder_of])
-@pytest.mark.parametrize("state", ["zombie", "gone"])
-def test_a_process_that_has_ended_cannot_be_watched(
-    watching: Watching, folder: Path, hold: Callable[[int], int], state: str
-) -> None:
-    with subprocess.Popen(["sleep", "infinity"]) as process:
-        handle = hold(process.pid)
-        process.kill()
-        if state == "gone":
-            process.wait()
-        else:
-            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        number = subscribe(watching, process.pid, handle, folder)
-        os.close(handle)
-        with pytest.raises(ProcessLookupError):
-            watching.engine.arm(number)
-    watching.engine.switch([], [number])
-
-
-@pytest.mark.parametrize("hold", [os.pidfd_open, folder_of])
-@pytest.mark.parametrize("name", ["sleep", ") Z 1 (", "x) Z", ")", "a\nb) X", "((((((((((((((("])
-def test_a_process_that_calls_itself_dead_is_watched(
-    watching: Watching, folder: Path, hold: Callable[[int], int], name: str
-) -> None:
-    script = 'printf "%s" "$0" > /proc/$$/comm; echo ready; read x'
-    with subprocess.Popen(["sh", "-c", script, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        assert Path(f"/proc/{process.pid}/comm").read_text()[:-1] == name
-        handle = hold(process.pid)
-        number = subscribe(watching, process.pid, handle, folder)
-        os.close(handle)
-        assert watching.engine.arm(number).errors == (0,)
-        assert process.stdin is not None
-        process.stdin.close()
-    watching.engine.switch([], [number])
-
-
 def test_nothing_is_left_after_watches_end(watching: Watching, folder: Path) -> None:
     (folder / "a/b/c").mkdir(parents=True)
     watching.engine.switch([], [watching.watch(folder)])

@@ -19,6 +19,7 @@ from argusd._output import Output
 from tests.kernel import test_paths
 from tests.kernel.container import Container, Way
 from tests.kernel.story import TIMEOUT_S, Stage, Story, Watching, exchange, parse
+from tests.kernel.test_engine import descriptors
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: processes are given a root of their own")
 
@@ -284,17 +285,6 @@ def entered() -> list[str]:
         except FileNotFoundError:
             continue  # the thread has ended
     return found
-
-
-def descriptors() -> list[str]:
-    """What the descriptors of this process stand for."""
-    found = []
-    for descriptor in Path("/proc/self/fd").iterdir():
-        try:
-            found.append(str(descriptor.readlink()))
-        except FileNotFoundError:
-            continue  # the one that lists
-    return sorted(found)
 
 
 def test_nothing_of_a_container_stays_open(stage: Stage) -> None:
