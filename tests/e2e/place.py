@@ -195,10 +195,14 @@ class Place:
 
     @contextlib.contextmanager
     def process_in(self, cgroup: str) -> Iterator[None]:
-        """Keep a process in a cgroup of its own, in every hierarchy that takes it as it is."""
+        """Keep a process in a root and a cgroup of its own, in every hierarchy that takes it as it is."""
         folders = [str(hierarchy / cgroup.lstrip("/")) for hierarchy in self._hierarchies()]
-        script = 'for folder; do mkdir -p "$folder" && echo $$ >"$folder/cgroup.procs" || exit; done; exec sleep 3600'
-        process = subprocess.Popen(self.enter("sh", "-c", script, "sh", *folders), stdin=subprocess.DEVNULL)
+        script = (
+            'for folder; do mkdir -p "$folder" && echo $$ >"$folder/cgroup.procs" || exit; done;'
+            'PATH=$PATH:/usr/sbin; exec chroot "$0" /bin/sleep 3600'
+        )
+        command = self.enter("sh", "-c", script, str(rootfs_template()), *folders)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         try:
             until(lambda: command_of(Path(f"/proc/{inner(process)}")) == "sleep", 5, f"a process in {cgroup}")
             yield
