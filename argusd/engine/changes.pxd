@@ -18,7 +18,8 @@ cdef void limbo_free(Core *core, Limbo *limbo) noexcept nogil
 cdef void hold(Core *core, Buffer *events, uint32_t node, const inotify_event *event) noexcept nogil
 cdef bint follow(Reader *reader, Root *root) noexcept nogil
 cdef void bind(Core *core, uint32_t node, int wd) noexcept nogil
-cdef bint take_over(Reader *reader, const Look *look) noexcept nogil
+cdef bint is_at(Core *core, const Look *look) noexcept nogil
+cdef bint take_over(Reader *reader, Look *look) noexcept nogil
 cdef void expire(Reader *reader, Limbo *limbo) noexcept nogil
 cdef void end_node(Core *core, uint32_t node) noexcept nogil
 cdef void node_event(Reader *reader, uint32_t node, const inotify_event *event) noexcept nogil

@@ -22,6 +22,7 @@ from argusd.engine.core cimport (
     NODE_CREATED,
     NODE_DEPARTED,
     NODE_DISPLACED,
+    NODE_ENDING,
     NODE_FIRST,
     NODE_LIMBO,
     NODE_MOVED,
@@ -45,7 +46,6 @@ from argusd.engine.core cimport (
     wd_attach,
     wd_detach,
     wd_find,
-    wd_unused,
 )
 from argusd.engine.opening cimport place_open
 from argusd.engine.report cimport CREATED_KEPT, Created, emit, report
@@ -112,20 +112,20 @@ cdef void window_event(Reader *reader, uint32_t node, const inotify_event *event
     """Before an event in a new directory is reported: was its file there before the watch, and not reported yet?"""
     cdef Core *core = reader.core
     cdef Window *window = window_find(core, node)
-    cdef bint arrives = (event.mask & (IN_CREATE | IN_MOVED_TO)) != 0
+    cdef bint arrives = (event.mask & (IN_CREATE | IN_MOVED_TO)) != 0, told
     cdef Name *name
     if window == NULL or size == 0:
         return
     name = window_name(core, window, event.name, size)
-    if window.repair and not arrives and (
-            name == NULL or recent_has(core, core.nodes[node].wd, event.name, size)):
+    told = core.repair and recent_has(core, core.nodes[node].wd, event.name, size)
+    if window.repair and not arrives and (name == NULL or told):
         return                          # not known to be new
     if name == NULL:
         name = window_add(core, window, event.name, size, (event.mask & IN_ISDIR) != 0)
     if name == NULL or name.seen:
         return
     name.seen = True
-    if not arrives:
+    if not arrives and not told:
         emit(reader, node, IN_CREATE, (event.mask & IN_ISDIR) != 0, event.name, size)
 
 
@@ -139,7 +139,7 @@ cdef void window_settle(Reader *reader, Window *window) noexcept nogil:
         wd = core.nodes[window.node].wd
         for i in range(window.count):
             if not window.names[i].seen and not (
-                    window.repair and recent_has(core, wd, window.names[i].bytes, window.names[i].size)):
+                    core.repair and recent_has(core, wd, window.names[i].bytes, window.names[i].size)):
                 remember(reader, wd, window.names[i].bytes, window.names[i].size)
                 emit(reader, window.node, IN_CREATE, window.names[i].directory, window.names[i].bytes,
                      window.names[i].size)
@@ -369,7 +369,8 @@ cdef void moved_from(Core *core, uint32_t parent, const inotify_event *event, si
         displaced.claim = event.cookie
         displaced.rival = node
         displaced.rival_serial = core.nodes[node].serial
-        if core.nodes[node].wd < 0:         # nothing of it is to be held back: let it stand until more is known
+        # Nothing is to be held back of one that is not watched: let it stand until more is known.
+        if core.nodes[node].wd < 0 and not core.nodes[node].flags & NODE_ENDING:
             core.nodes[node].flags &= <unsigned short>~NODE_STILL
             job_push(core, node)
             return
@@ -391,7 +392,7 @@ cdef void moved_from(Core *core, uint32_t parent, const inotify_event *event, si
         limbo.until_ns = monotonic_ns() + UNWATCHED_NS  # if it was the other one, nothing more is told
     node_unindex(core, node)
     core.nodes[node].flags |= NODE_LIMBO | NODE_MOVED
-    if core.nodes[node].wd < 0 and may_enter(core, parent, event.name, size):
+    if core.nodes[node].wd < 0 and not core.nodes[node].flags & NODE_ENDING and may_enter(core, parent, event.name, size):
         # It may have been exchanged as soon as it came, and the two IN_MOVED_TO merged: see what is there now.
         node = node_new(core, parent, core.nodes[parent].root, event.name, size)
         if node:
@@ -560,7 +561,7 @@ cdef bint is_at(Core *core, const Look *look) noexcept nogil:
             and not node.root.unsure and limbo_of(core, look.node) == NULL)
 
 
-cdef bint take_over(Reader *reader, const Look *look) noexcept nogil:
+cdef bint take_over(Reader *reader, Look *look) noexcept nogil:
     """The reader has come to the point in time at which the walker looked for a directory: what it found is true now.
 
     True when the walker has to look for the directory at another place, where the tree has it.
@@ -572,7 +573,7 @@ cdef bint take_over(Reader *reader, const Look *look) noexcept nogil:
     if not node_is(core, node, look.serial):
         pass
     elif not is_at(core, look) or (look.wd and entry == NULL):
-        if core.nodes[node].wd < 0 and not look.initial:
+        if core.nodes[node].wd != look.wd and not look.initial:
             job_push(core, node)
     elif not look.wd:
         node_free_tree(core, node)
@@ -589,8 +590,7 @@ cdef bint take_over(Reader *reader, const Look *look) noexcept nogil:
             core.nodes[node].flags |= NODE_RELIST
             if not look.initial:
                 job_push(core, node)
-    if look.wd and not proven:
-        wd_unused(core, look.wd)
+            replay(reader, &look.held)
     return proven
 
 

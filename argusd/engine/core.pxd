@@ -25,6 +25,7 @@ cdef enum:
     NODE_STILL = 1024           # since the walker's last look began, no event has named what stands here
     NODE_FIRST = 2048           # armed by the first walk of its subscription
     NODE_ORPHAN = 4096          # removed while somebody has it open: its name is the whole path that it had
+    NODE_ENDING = 16384         # its watch is gone, but what it told until then is still held back
     NODE_UNLISTED = 8192        # its subdirectories are not yet known
     NODE_RELIST = 512           # its subdirectories are within maxDepth now, and to be found
     NODE_DEPARTED = 256         # a subject's file that lost its name: only its end is still reported
@@ -146,11 +147,13 @@ cdef struct Subscription:
 
 cdef struct WdEntry:
     int wd                      # 0: free place of the table
-    uint32_t mask               # what the kernel watches for, and ANCHORED
+    uint32_t mask               # what the kernel watches for, and the three flags below
     uint32_t first              # first node; 0 and not ANCHORED: the watch waits to be removed
 
 cdef enum:
     ANCHORED = 0x80000000       # in WdEntry.mask, never given to the kernel: there are anchors on it
+    LOOKED = 0x40000000         # likewise: a look has found it that is not taken over yet
+    RELEASED = 0x20000000       # likewise: it is among those that wait to be removed
 
 cdef struct Job:
     uint32_t node
@@ -237,8 +240,9 @@ cdef struct Look:
     uint32_t parent             # in which it was looked for
     uint32_t parent_serial
     uint64_t name               # hash of the name and its parent
-    uint64_t fence
+    uint64_t fence              # 0: not yet placed
     int wd                      # of the directory that is there, watched by now; 0 when there is none
+    Buffer held                 # what it has told since it is watched
     Identity found              # which one that is
     bint proven                 # it is there, but the tree has it at another place, where it is to be looked for
     bint initial                # the walk that found it goes on with it itself
@@ -265,6 +269,7 @@ cdef struct Core:
     int inotify_fd
     int fence_fd                # a memfd of our own: what we do to it marks a place in the kernel's queue
     int fence_wd
+    int pace                    # looks, listings or removals in a row whose events do not fill the queue
     uint64_t fence_placed       # number of the last mark put into the queue
     uint64_t fence_passed       # number of the last mark that the reader came by
     uint64_t event_passed       # that number when the event at hand came

@@ -7,7 +7,7 @@ system is asked, nor while Python runs.
 
 from libc.errno cimport ENOMEM, errno
 from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport atoi, calloc, free, realloc
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -26,6 +26,8 @@ from argusd.includes.linux cimport (
     IN_NONBLOCK,
     IN_OPEN,
     MFD_CLOEXEC,
+    O_CLOEXEC,
+    O_RDONLY,
     POLLIN,
     close,
     eventfd,
@@ -36,8 +38,10 @@ from argusd.includes.linux cimport (
     inotify_init1,
     inotify_rm_watch,
     memfd_create,
+    open,
     poll,
     pollfd,
+    read,
 )
 from argusd.includes.pthread cimport (
     load_int,
@@ -47,6 +51,10 @@ from argusd.includes.pthread cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
+
+
+cdef enum:
+    PACE_MAX = 64               # of a queue of the default length
 
 
 NOISY = IN_OPEN | IN_ACCESS | IN_CLOSE_NOWRITE
@@ -77,10 +85,25 @@ cdef void core_unlock_first(Core *core) noexcept nogil:
     pthread_mutex_unlock(&core.data)
 
 
+cdef int queue_pace() noexcept nogil:
+    """A part of the length that the kernel gives the queue of a new instance."""
+    cdef char text[24]
+    cdef ssize_t size = 0
+    cdef int fd = open(b"/proc/sys/fs/inotify/max_queued_events", O_RDONLY | O_CLOEXEC)
+    if fd >= 0:
+        size = read(fd, text, sizeof(text) - 1)
+        close(fd)
+    if size <= 0:
+        return PACE_MAX
+    text[size] = 0
+    return max(1, min(PACE_MAX, atoi(text) // 16))
+
+
 cdef int core_init(Core *core) noexcept nogil:
     """Returns 0 or an errno; EMFILE when the kernel gives this user no more inotify instances."""
     memset(core, 0, sizeof(Core))
     core.fence_fd = -1
+    core.pace = queue_pace()
     core.told_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     if core.told_fd < 0:
         return errno
@@ -271,7 +294,8 @@ cdef void wd_release(Core *core, int wd) noexcept nogil:
 cdef void wd_unused(Core *core, int wd) noexcept nogil:
     """Have a watch removed if nobody uses it."""
     cdef WdEntry *entry = wd_find(core, wd)
-    if entry != NULL and entry.first == 0 and not entry.mask & ANCHORED:
+    if entry != NULL and entry.first == 0 and not entry.mask & (ANCHORED | LOOKED | RELEASED):
+        entry.mask |= RELEASED
         wd_release(core, wd)
 
 

@@ -9,7 +9,7 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
-from argusd.engine.changes cimport bind
+from argusd.engine.changes cimport bind, is_at
 from argusd.engine.core cimport (
     NODE_DISPLACED,
     NODE_LIMBO,
@@ -47,9 +47,10 @@ from argusd.engine.walk cimport (
     put_off,
     stack_push,
     take_later,
+    wait_for_reader,
     walk_enter,
 )
-from argusd.engine.work cimport job_push, look_push, proof_take, retry_push
+from argusd.engine.work cimport job_push, look_free, look_push, look_unlink, proof_take, retry_push
 from argusd.includes.linux cimport IN_DELETE, IN_DELETE_SELF, IN_MODIFY, IN_MOVED_TO, IN_MOVE_SELF, close
 from argusd.includes.pthread cimport load_int
 
@@ -118,61 +119,71 @@ cdef int verified(Walk *walk, uint32_t node, int wd, const char *name, int paren
     return wd
 
 
-cdef void leave_to_reader(Walk *walk, uint32_t node, int fd, int wd, uint64_t fence) noexcept nogil:
-    """What was found may be ahead of what the reader knows: it decides when it comes by the mark."""
-    cdef Core *core = walk.core
-    cdef Look *look = look_push(core, node, fence if fence else fence_place(core))
-    if look == NULL:
-        return
-    look.wd = wd
-    if wd and not identify(fd, &look.found):
-        look.found.valid = False
-    if walk.initial and wd and core.nodes[node].attempts <= PATIENCE:
-        look.initial = True
-        put_off(walk, node)
+cdef Look *found(Walk *walk, uint32_t node, uint32_t serial, int fd, int *wd) noexcept nogil:
+    """The directory behind ``fd`` is, or was just now, at the place of ``node``: watch it.
 
-
-cdef int found(Walk *walk, uint32_t node, uint32_t serial, int fd, const char *name, int parent_wd) noexcept nogil:
-    """The directory behind ``fd`` is at the place of ``node``. Returns its watch descriptor when it is to be listed."""
+    Returns what is to be concluded, or NULL. Then ``wd`` is set when the tree has just this directory here.
+    """
     cdef Core *core = walk.core
-    cdef Subscription *subscription = walk.root.subscription
-    cdef uint32_t mask = wanted(subscription, core.nodes[node].wd < 0), other
-    cdef uint64_t fence = fence_if_needed(core)         # before its first event, so that the reader can bind it in time
-    cdef int wd = add_watch(core, fd, mask)
+    cdef uint32_t mask = wanted(walk.root.subscription, core.nodes[node].wd < 0), other
+    cdef int watched = add_watch(core, fd, mask)
     cdef Identity identity
-    if wd < 0 or wd_attach(core, wd, mask, 0) == NULL:
-        failed(walk, node, -wd if wd < 0 else ENOMEM)
-        return -1
-    if core.nodes[node].wd == wd:
-        return verified(walk, node, wd, name, parent_wd)
-    other = other_place(core, node, wd)
-    if core.nodes[node].wd >= 0 or other:
-        if other and identify(fd, &identity) and same_file(&identity, &walk.proven) and (
-                core.nodes[node].flags & NODE_STILL):
-            move_here(walk, node, serial, other)
-            wd_unused(core, wd)
-        else:
-            leave_to_reader(walk, node, fd, wd, fence)
-        return -1
-    if fence:
-        leave_to_reader(walk, node, fd, wd, fence)
-        return -1
-    if not core.nodes[node].flags & NODE_STILL:         # and whatever came there has a job of its own
-        wd_unused(core, wd)
-        return -1
-    bind(core, node, wd)
-    expect_echoes(walk, wd, parent_wd, name)
-    return wd
+    cdef Look *look
+    if watched < 0 or wd_attach(core, watched, mask, 0) == NULL:
+        failed(walk, node, -watched if watched < 0 else ENOMEM)
+        return NULL
+    if core.nodes[node].wd == watched:
+        wd[0] = watched
+        return NULL
+    if not identify(fd, &identity):
+        identity.valid = False
+    other = other_place(core, node, watched)
+    if other and same_file(&identity, &walk.proven) and core.nodes[node].flags & NODE_STILL:
+        move_here(walk, node, serial, other)
+        wd_unused(core, watched)
+        return NULL
+    look = look_push(core, node, watched)
+    if look != NULL:
+        look.found = identity
+    return look
 
 
-cdef void absent(Walk *walk, uint32_t node) noexcept nogil:
-    """There is nothing at the place of ``node``, or no directory."""
+cdef bint is_plain(Core *core, const Look *look) noexcept nogil:
+    """Is there nothing that only the reader can do?"""
+    cdef uint32_t node = look.node
+    if look.held.size or not node_is(core, node, look.serial):
+        return False
+    return not look.wd or (core.nodes[node].wd < 0 and not other_place(core, node, look.wd))
+
+
+cdef int conclude(Walk *walk, Look *look, const char *name, int parent_wd) noexcept nogil:
+    """What was found may be ahead of what the reader knows: then it decides, when it comes by a mark placed now.
+
+    When the reader is idle it knows all. Returns a watch descriptor when the directory is to be listed, else -1.
+    """
     cdef Core *core = walk.core
+    cdef uint32_t node = look.node
+    cdef int wd = -1
     cdef uint64_t fence = fence_if_needed(core)
-    if fence:
-        leave_to_reader(walk, node, -1, 0, fence)
-    elif core.nodes[node].flags & NODE_STILL:
+    if fence or not is_plain(core, look):
+        look.fence = fence if fence else fence_place(core)
+        walk.looks += 1
+        if walk.initial and look.wd and node_is(core, node, look.serial) and core.nodes[node].attempts <= PATIENCE:
+            look.initial = True
+            put_off(walk, node)
+        return -1
+    if not is_at(core, look):           # what came there has a job of its own
+        if core.nodes[node].wd != look.wd:
+            job_push(core, node)
+    elif look.wd:
+        wd = look.wd
+        bind(core, node, wd)
+        expect_echoes(walk, wd, parent_wd, name)
+    else:
         node_free_tree(core, node)
+    look_unlink(core, look)
+    look_free(core, look)
+    return wd
 
 
 cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
@@ -182,6 +193,7 @@ cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     cdef uint32_t parent, parent_serial
     cdef char name[256]
     cdef int parent_fd, fd, error, parent_wd, wd = -1
+    cdef Look *look = NULL
     core_lock(core)
     if not node_is(core, node, serial) or core.nodes[node].root.subscription.cancelled:
         core_unlock(core)
@@ -210,7 +222,6 @@ cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
         lost(walk, node, serial, -parent_fd)
         return
     fd = below(parent_fd, name)
-    barrier(parent_fd)
     core_lock(core)
     if not node_is(core, node, serial) or root.subscription.cancelled:
         pass
@@ -219,12 +230,22 @@ cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     elif core.nodes[node].flags & (NODE_MOVED | NODE_LIMBO | NODE_DISPLACED):
         pass                            # events go on with it
     elif fd >= 0:
-        wd = found(walk, node, serial, fd, name, parent_wd)
+        look = found(walk, node, serial, fd, &wd)
+        if wd >= 0:
+            wd = verified(walk, node, wd, name, parent_wd)
     elif is_absence(-fd):
-        absent(walk, node)
+        look = look_push(core, node, 0)
     else:
         failed(walk, node, -fd)
     core_unlock(core)
+    if look != NULL:
+        barrier(parent_fd)
+        core_lock(core)
+        wd = conclude(walk, look, name, parent_wd)
+        core_unlock(core)
+        if walk.looks >= core.pace:
+            wait_for_reader(core)
+            walk.looks = 0
     if wd >= 0:
         chain_push(walk, node, serial, fd)
         list_directory(walk, node, serial, fd, wd)

@@ -19,6 +19,9 @@ from argusd._output cimport SINKS_MAX
 from argusd._records cimport buffer_free, stamp_set
 from argusd.engine.core cimport (
     ANCHORED,
+    LOOKED,
+    NODE_ENDING,
+    NODE_STILL,
     NOISY,
     NOTICE_OVERFLOW,
     OVERFLOW_INDEX,
@@ -42,9 +45,9 @@ from argusd.engine.anchors cimport anchors_lose
 from argusd.engine.changes cimport end_node, expire, hold, limbo_free, node_event, remember, take_over, window_settle
 from argusd.engine.paths cimport anchored, judge
 from argusd.engine.report cimport PATHS, Created, emit, flush_lines
-from argusd.engine.tree cimport node_free_tree, node_is
+from argusd.engine.tree cimport is_before_look, node_free_tree, node_is
 from argusd.engine.window cimport echo_drop, echoes_expire
-from argusd.engine.work cimport job_push, notice_push, recent_add, root_push, swap_free, tell_python
+from argusd.engine.work cimport job_push, look_free, notice_push, recent_add, root_push, swap_free, tell_python
 from argusd.includes.linux cimport (
     CLOCK_REALTIME_COARSE,
     IN_CREATE,
@@ -92,6 +95,7 @@ cdef void ignored(Reader *reader, WdEntry *entry, const inotify_event *event) no
         after = core.nodes[node].next_on_wd
         serial = core.nodes[after].serial if after else 0
         if core.nodes[node].root.unsure:
+            core.nodes[node].flags |= NODE_ENDING
             hold(core, &core.nodes[node].root.held, node, event)
         else:
             end_node(core, node)
@@ -139,7 +143,7 @@ cdef void settle_looks(Reader *reader) noexcept nogil:
     cdef Look **link = &core.looks
     while link[0] != NULL:
         look = link[0]
-        if look.fence <= core.fence_passed and not look.proven:
+        if look.fence and look.fence <= core.fence_passed and not look.proven:
             link[0] = look.next
             look.next = due                 # the newest is first in the list, and so the last here
             due = look
@@ -153,7 +157,7 @@ cdef void settle_looks(Reader *reader) noexcept nogil:
             look.next = core.looks
             core.looks = look
         else:
-            free(look)
+            look_free(core, look)
 
 
 cdef void settle(Reader *reader) noexcept nogil:
@@ -258,9 +262,29 @@ cdef void overflow(Reader *reader) noexcept nogil:
     notice_push(core, NOTICE_OVERFLOW, 0, 0, <long>reader.overflows, 0)
     reader.counted = True
     fence_reset(core)
+    forget_looks(core)
     drop_limbo(core)
     begin_repair(reader)
     settle(reader)
+
+
+cdef void look_hold(Core *core, const inotify_event *event) noexcept nogil:
+    """It may come from a directory that the walker has just found, and whose place the reader does not know yet."""
+    cdef Look *look = core.looks
+    while look != NULL:
+        if (look.wd == event.wd and not look.proven and node_is(core, look.node, look.serial)
+                and not is_before_look(core, look.node)):
+            hold(core, &look.held, look.node, event)
+        look = look.next
+
+
+cdef void forget_looks(Core *core) noexcept nogil:
+    """Events were lost that may have named what was being looked at."""
+    cdef Look *look = core.looks
+    while look != NULL:
+        if node_is(core, look.node, look.serial):
+            core.nodes[look.node].flags &= <unsigned short>~NODE_STILL
+        look = look.next
 
 
 cdef void handle(Reader *reader, const inotify_event *event) noexcept nogil:
@@ -291,6 +315,8 @@ cdef void handle(Reader *reader, const inotify_event *event) noexcept nogil:
     if core.echoes != NULL and event.mask & NOISY and echo_drop(
             core, event.wd, event.mask, <const char *>event.name if event.len else NULL):
         return
+    if entry.mask & LOOKED:
+        look_hold(core, event)
     node = entry.first
     while node:
         after = core.nodes[node].next_on_wd

@@ -76,6 +76,8 @@ cdef void rescan_window(Core *core, uint32_t node) noexcept nogil:
         window = window_open(core, node)
         if window != NULL:
             window.repair = True
+    else:
+        window.fence = 0                # there is one more listing now
 
 
 cdef void mark_old(Core *core, int directory, char *entries, long size) noexcept nogil:

@@ -30,6 +30,7 @@ cdef struct Walk:
     Buffer top_path
     Buffer mounts
     Identity proven                 # which file stands at the directory that is looked at, where that was found out
+    int looks                       # left to the reader since it was last waited for
     int error                       # ENOSPC or ENOMEM: the kernel has no more watches to give
     Buffer unreadable               # path of the first directory that we may not read or watch
     bint initial                    # the first walk of a subscription: errors are the caller's to tell

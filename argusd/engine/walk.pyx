@@ -21,6 +21,8 @@ from libc.string cimport memcpy, memset, strlen
 from argusd._records cimport buffer_add, buffer_free, buffer_room
 from argusd.engine.core cimport (
     ANCHORED,
+    LOOKED,
+    RELEASED,
     NOTICE_LIMIT,
     WdEntry,
     core_lock,
@@ -176,7 +178,7 @@ cdef bint is_same(Walk *walk, uint32_t node, uint32_t serial, int fd) noexcept n
     core_lock(core)
     if node_is(core, node, serial) and core.nodes[node].wd >= 0:
         entry = wd_find(core, core.nodes[node].wd)
-        mask = entry.mask & ~<uint32_t>ANCHORED
+        mask = entry.mask & ~<uint32_t>(ANCHORED | LOOKED | RELEASED)
         wd = add_watch(core, fd, mask)
         same = wd == core.nodes[node].wd
         if wd >= 0 and not same:

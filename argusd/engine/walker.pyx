@@ -14,6 +14,8 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from argusd.engine.directory cimport drain_stack, finish, step
 from argusd.engine.core cimport (
     ANCHORED,
+    LOOKED,
+    RELEASED,
     Core,
     Job,
     Name,
@@ -44,7 +46,7 @@ from argusd.engine.walk cimport (
     walk_leave,
 )
 from argusd.engine.window cimport echoes_end
-from argusd.engine.work cimport drop_stale, look_waits, place_due
+from argusd.engine.work cimport drop_stale, place_due
 from argusd.includes.linux cimport (
     DT_LNK,
     DT_UNKNOWN,
@@ -76,8 +78,6 @@ from argusd.includes.pthread cimport (
 cdef enum:
     MOUNTS_EVERY_NS = 1000000000    # between two looks at the mounts of all containers, at the least
     PATH_SIZE = 4096
-    PACE = 64                       # directories listed again before the reader is waited for
-    REMOVALS = 64                   # watches removed while the lock is held
 
 
 cdef void do_job(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
@@ -109,6 +109,7 @@ cdef void do_root(Walk *walk, Root *root) noexcept nogil:
     core_lock(core)
     root.looking = False            # also when the container has ended
     rescan = root.rescan
+    root.rescan = False             # events that are lost from here on need another repair
     top = root.next_top if root.next_top else root.top
     serial = core.nodes[top].serial
     core_unlock(core)
@@ -116,10 +117,8 @@ cdef void do_root(Walk *walk, Root *root) noexcept nogil:
         if top and root.directory and walk.root == root:    # else the container has ended
             rescan_tree(walk, root, top, serial)
         core_lock(core)
-        if root.rescan:
-            root.rescan = False
-            core.repairing -= 1
-            fence_place(core)       # the reader ends the repair when it comes by
+        core.repairing -= 1
+        fence_place(core)           # the reader ends the repair when it comes by
         core_unlock(core)
     walk_leave(walk)
     core_lock(core)
@@ -138,8 +137,9 @@ cdef void rescan_tree(Walk *walk, Root *root, uint32_t top, uint32_t serial) noe
     core_lock(core)
     if node_is(core, top, serial):
         wd = core.nodes[top].wd
-        expect_echoes(walk, wd, -1, NULL)
-        rescan_window(core, top)
+        if wd >= 0:
+            expect_echoes(walk, wd, -1, NULL)
+            rescan_window(core, top)
     core_unlock(core)
     chain_push(walk, top, serial, fd)
     if wd >= 0:
@@ -149,7 +149,7 @@ cdef void rescan_tree(Walk *walk, Root *root, uint32_t top, uint32_t serial) noe
         job = walk.stack[walk.stack_count]
         step(walk, job.node, job.serial)
         count += 1
-        if count % PACE == 0:
+        if count % core.pace == 0:
             wait_for_reader(core)
     walk.stack_count = 0
     walk.rescan = False
@@ -229,11 +229,13 @@ cdef bint remove_watches(Core *core) noexcept nogil:
     cdef WdEntry *entry
     cdef int count = 0
     cdef int wd
-    while core.removal_count and count < REMOVALS:
+    while core.removal_count and count < core.pace:
         core.removal_count -= 1
         wd = core.removals[core.removal_count]
         entry = wd_find(core, wd)
-        if entry != NULL and entry.first == 0 and not entry.mask & ANCHORED and not look_waits(core, wd):
+        if entry != NULL:
+            entry.mask &= ~<uint32_t>RELEASED
+        if entry != NULL and entry.first == 0 and not entry.mask & (ANCHORED | LOOKED):
             wd_forget(core, wd)
             inotify_rm_watch(core.inotify_fd, wd)
         count += 1

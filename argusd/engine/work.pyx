@@ -6,6 +6,8 @@ from libc.string cimport memset
 
 from argusd._records cimport Buffer, buffer_free, buffer_room
 from argusd.engine.core cimport (
+    LOOKED,
+    NODE_ORPHAN,
     NODE_QUEUED,
     NODE_STILL,
     Echo,
@@ -15,10 +17,13 @@ from argusd.engine.core cimport (
     Look,
     NoticeEntry,
     Retry,
+    WdEntry,
     Window,
     fence_place,
     monotonic_ns,
     name_hash,
+    wd_find,
+    wd_unused,
 )
 from argusd.engine.tree cimport node_is, node_path
 from argusd.engine.window cimport window_free
@@ -35,7 +40,7 @@ cdef enum:
 cdef void retry_push(Core *core, uint32_t node) noexcept nogil:
     """Look at ``node`` again when the reader has handled every event that is in the queue now.
 
-    After some attempts each next one waits twice as long, up to about half a second.
+    After some attempts each next one waits twice as long, up to about a minute.
     """
     cdef Retry *retry = <Retry *>calloc(1, sizeof(Retry))
     cdef int late = core.nodes[node].attempts - EAGER
@@ -45,7 +50,7 @@ cdef void retry_push(Core *core, uint32_t node) noexcept nogil:
     retry.serial = core.nodes[node].serial
     retry.attempt = core.nodes[node].attempts
     if late > 0:
-        retry.until_ns = monotonic_ns() + (<int64_t>1000000 << min(late, 9))
+        retry.until_ns = monotonic_ns() + (<int64_t>1000000 << min(late, 16))
         pthread_cond_signal(&core.work)
     else:
         retry.fence = fence_place(core)
@@ -53,8 +58,8 @@ cdef void retry_push(Core *core, uint32_t node) noexcept nogil:
     core.retries = retry
 
 
-cdef Look *look_push(Core *core, uint32_t node, uint64_t fence) noexcept nogil:
-    """Have the reader take over what was found at ``node`` when it comes by a mark; NULL when memory ran out."""
+cdef Look *look_push(Core *core, uint32_t node, int wd) noexcept nogil:
+    """What was found at ``node``, a watched directory or (0) none, is to be taken over; NULL when memory ran out."""
     cdef Look *look = <Look *>calloc(1, sizeof(Look))
     if look == NULL:
         return NULL
@@ -63,10 +68,19 @@ cdef Look *look_push(Core *core, uint32_t node, uint64_t fence) noexcept nogil:
     look.parent = core.nodes[node].parent
     look.parent_serial = core.nodes[look.parent].serial
     look.name = name_hash(core, look.parent, core.nodes[node].name, core.nodes[node].name_size)
-    look.fence = fence
+    look.wd = wd
     look.next = core.looks
     core.looks = look
+    if wd:
+        wd_find(core, wd).mask |= LOOKED
     return look
+
+
+cdef void look_unlink(Core *core, const Look *look) noexcept nogil:
+    cdef Look **link = &core.looks
+    while link[0] != look:
+        link = &link[0].next
+    link[0] = look.next
 
 
 cdef bint look_waits(Core *core, int wd) noexcept nogil:
@@ -75,6 +89,16 @@ cdef bint look_waits(Core *core, int wd) noexcept nogil:
     while look != NULL and look.wd != wd:
         look = look.next
     return look != NULL
+
+
+cdef void look_free(Core *core, Look *look) noexcept nogil:
+    """Free a look that is not in the list any more, and have its watch removed if nobody uses it."""
+    cdef WdEntry *entry = wd_find(core, look.wd) if look.wd else NULL
+    if entry != NULL and not look_waits(core, look.wd):
+        entry.mask &= ~<uint32_t>LOOKED
+        wd_unused(core, look.wd)
+    buffer_free(&look.held)
+    free(look)
 
 
 cdef void proof_take(Core *core, uint32_t node, Identity *proven) noexcept nogil:
@@ -88,7 +112,7 @@ cdef void proof_take(Core *core, uint32_t node, Identity *proven) noexcept nogil
             if core.nodes[node].flags & NODE_STILL:
                 proven[0] = look.found
             link[0] = look.next
-            free(look)
+            look_free(core, look)
         else:
             link = &look.next
 
@@ -99,18 +123,24 @@ cdef void drop_stale(Core *core) noexcept nogil:
     cdef Window *after
     cdef Look **link = &core.looks
     cdef Look *look
+    cdef bint dropped = False
     while window != NULL:
         after = window.next
-        if window.fence == 0 and not node_is(core, window.node, window.serial):
+        if window.fence == 0 and (not node_is(core, window.node, window.serial)
+                                  or core.nodes[window.node].flags & NODE_ORPHAN):
             window_free(core, window)
+            dropped = True
         window = after
     while link[0] != NULL:
         look = link[0]
         if look.proven and not node_is(core, look.node, look.serial):
             link[0] = look.next
-            free(look)
+            look_free(core, look)
+            dropped = True
         else:
             link = &look.next
+    if dropped:
+        fence_place(core)               # what waited for nothing but these goes on
 
 
 cdef int64_t place_due(Core *core, int64_t now_ns) noexcept nogil:
@@ -333,6 +363,7 @@ cdef void core_free(Core *core) noexcept nogil:
     while core.looks != NULL:
         look = core.looks
         core.looks = look.next
+        buffer_free(&look.held)
         free(look)
     while core.notices != NULL:
         notice = core.notices

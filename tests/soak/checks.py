@@ -69,6 +69,8 @@ class Judge:
                 continue
             if happened[0].record.operation.kind == "link":  # the file may be an old one: its birth does not tell
                 continue
+            if self._history.happenings.get(("MOVED_TO", name, directory)):  # likewise
+                continue
             stays = [presence for presence in self._history.presences[name, directory] if presence.until == FOREVER]
             told = any(self._entries.get((arrival, name, directory)) for arrival in ARRIVALS)
             if stays and not told and all(self._certainty.until(h.parent, FOREVER) for h in happened):
@@ -83,7 +85,7 @@ class Judge:
                 if not self._subject.covers(path):
                     yield f"{event} {_show([path])} {name}: the rules do not cover this directory"
                     continue
-                explained = sum(path in happening.paths for happening in happened)
+                explained = sum(self._explains(happening, path) for happening in happened)
                 if count > explained and not (event == "CREATE" and self._listed(path, name, directory=directory)):
                     yield f"{count} times {event} {_show([path])} {name}, explained {explained}: {_tell(happened)}"
             if event == "CREATE":
@@ -91,6 +93,18 @@ class Judge:
                 most = self._most(name, directory=directory)
                 if count > most:
                     yield f"{count} arrivals of {_show(paths)} {name}, expected at most {most}: {_tell(happened)}"
+
+    def _explains(self, happening: Happening, path: Path) -> bool:
+        """Whether an event can be told under this path.
+
+        What a new directory tells before its place is known is told when that is known, under the path it has then.
+        """
+        if path in happening.paths:
+            return True
+        begin, end = happening.record.begin, happening.record.end
+        return not self._certainty.until(happening.parent, end) and any(
+            chain.path == path for chain in self._history.chains(happening.parent, begin, FOREVER)
+        )
 
     def _listed(self, path: Path, name: str, *, directory: bool) -> bool:
         """Whether a listing of a new directory can have found the name there."""
