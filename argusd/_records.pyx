@@ -94,6 +94,16 @@ cdef inline unsigned int hostile_code_point(const unsigned char *at, size_t size
     return 0
 
 
+cdef inline void escape_byte(Buffer *out, unsigned char byte) noexcept nogil:
+    """Add ``\\xNN``. Without snprintf, which is slow: a name may be made of nothing else."""
+    cdef const char *digits = b"0123456789abcdef"
+    cdef char *at
+    if buffer_room(out, 4):
+        at = out.data + out.size
+        at[0], at[1], at[2], at[3] = c'\\', c'x', digits[byte >> 4], digits[byte & 15]
+        out.size += 4
+
+
 cdef void sanitize_into(Buffer *out, const char *name, size_t size) noexcept nogil:
     cdef const unsigned char *at = <const unsigned char *>name
     cdef const unsigned char *end = at + size
@@ -125,7 +135,7 @@ cdef void sanitize_into(Buffer *out, const char *name, size_t size) noexcept nog
             elif at[0] == c'\t':
                 buffer_add(out, b"\\t", 2)
             else:
-                buffer_add(out, escaped, <size_t>snprintf(escaped, sizeof(escaped), b"\\x%02x", <unsigned int>at[0]))
+                escape_byte(out, at[0])
             at += 1
 
 

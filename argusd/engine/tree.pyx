@@ -6,6 +6,7 @@ directory is one node, its name, and its places in two hash tables.
 """
 
 from libc.stdint cimport int32_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset, strlen
 
@@ -20,6 +21,13 @@ from argusd.engine.core cimport (
     wd_detach,
     wd_find,
 )
+
+
+cdef enum:
+    PATH_LONGEST = 4095             # bytes of a path that the kernel takes (PATH_MAX without the zero byte)
+    PATH_BEGIN = 1024               # bytes that are kept of the beginning of a longer one
+    PATH_FIRST = 512                # and so many names that can be: each has one byte at the least, and a slash
+    PATH_END = 2048                 # bytes that are kept of its end
 
 
 cdef inline uint32_t node_hash(Core *core, uint32_t node) noexcept nogil:
@@ -281,32 +289,101 @@ cdef void node_orphan(Core *core, uint32_t node) noexcept nogil:
     core.generation += 1
 
 
+cdef size_t names_from(Core *core, uint32_t node, size_t size, char *end) noexcept nogil:
+    """Write the last names of a node's path, each behind a slash, so that they end at ``end``.
+
+    As many as have room in ``size`` bytes, up to the top of the tree. Returns how many bytes that were.
+    """
+    cdef size_t done = 0, more
+    while core.nodes[node].parent:
+        more = <size_t>core.nodes[node].name_size + 1
+        if done + more > size:
+            break
+        done += more
+        end[-<Py_ssize_t>done] = c'/'
+        memcpy(end - done + 1, core.nodes[node].name, more - 1)
+        node = core.nodes[node].parent
+    return done
+
+
+cdef uint32_t count_names(const char *path, size_t size) noexcept nogil:
+    cdef uint32_t count = 0
+    cdef size_t i
+    for i in range(size):
+        count += path[i] == c'/'
+    return count
+
+
+cdef void path_begin(Core *core, const Root *root, const uint32_t *first, uint32_t levels, Buffer *out) noexcept nogil:
+    """Append the whole names at the beginning of a path that have room in PATH_BEGIN bytes.
+
+    ``first`` has the nodes of the ``levels`` levels below the subject path, level modulo PATH_FIRST; the deep ones
+    were overwritten by those above them.
+    """
+    cdef size_t begin = out.size, size = root.path_size if root.path_size > 1 else 0
+    cdef uint32_t level = levels, node
+    if size > PATH_BEGIN:
+        size = PATH_BEGIN
+        while root.path[size] != c'/':
+            size -= 1
+        level = 0                   # nothing below the subject path
+    buffer_add(out, root.path, size)
+    while level > 0:
+        level -= 1
+        node = first[level % PATH_FIRST]
+        if out.size - begin + core.nodes[node].name_size + 1 > PATH_BEGIN:
+            return
+        buffer_add(out, b"/", 1)
+        buffer_add(out, core.nodes[node].name, core.nodes[node].name_size)
+
+
+cdef void shortened_path(Core *core, uint32_t node, Buffer *out) noexcept nogil:
+    """Append the beginning and the end of a path that is longer than any that a program can use.
+
+    Between them stands how many directories are left out. No path has an empty name, so none can be taken for this.
+    """
+    cdef Root *root = core.nodes[node].root
+    cdef uint32_t first[PATH_FIRST]
+    cdef char last[PATH_END]
+    cdef char mark[64]
+    cdef uint32_t at = node, levels = 0, left_out
+    cdef size_t begin = out.size, size
+    while core.nodes[at].parent:
+        first[levels % PATH_FIRST] = at
+        levels += 1
+        at = core.nodes[at].parent
+    size = names_from(core, node, PATH_END, last + PATH_END)
+    path_begin(core, root, first, levels, out)
+    if out.failed:
+        return
+    left_out = levels + (count_names(root.path, root.path_size) if root.path_size > 1 else 0)
+    left_out -= count_names(out.data + begin, out.size - begin) + count_names(last + PATH_END - size, size)
+    buffer_add(out, mark, <size_t>snprintf(mark, sizeof(mark), b"//\xe2\x80\xa6%u directories\xe2\x80\xa6/", left_out))
+    buffer_add(out, last + PATH_END - size, size)
+
+
 cdef void node_path(Core *core, uint32_t node, Buffer *out) noexcept nogil:
-    """Append the node's path as the container sees it, not sanitized."""
+    """Append the node's path as the container sees it, not sanitized; shortened when no program could use it.
+
+    It is for people and programs to read, not to look anything up with.
+    """
     cdef Root *root = core.nodes[node].root
     cdef size_t size = root.path_size
     cdef uint32_t at = node
-    cdef char *end
     if core.nodes[node].flags & NODE_ORPHAN:
         buffer_add(out, core.nodes[node].name, strlen(core.nodes[node].name))
         return
-    while core.nodes[at].parent:
+    while core.nodes[at].parent and size <= PATH_LONGEST + 1:
         size += <size_t>core.nodes[at].name_size + 1
         at = core.nodes[at].parent
     if root.path_size == 1 and size > 1:
         size -= 1               # the root directory brings its own slash
-    if not buffer_room(out, size):
-        return
-    end = out.data + out.size + size
-    at = node
-    while core.nodes[at].parent:
-        end -= core.nodes[at].name_size
-        memcpy(end, core.nodes[at].name, core.nodes[at].name_size)
-        end -= 1
-        end[0] = c'/'
-        at = core.nodes[at].parent
-    memcpy(out.data + out.size, root.path, root.path_size)
-    out.size += size
+    if size > PATH_LONGEST:
+        shortened_path(core, node, out)
+    elif buffer_room(out, size):
+        memcpy(out.data + out.size, root.path, root.path_size)
+        out.size += size
+        names_from(core, node, size, out.data + out.size)
 
 
 cdef bint is_ignored(const Subscription *subscription, const char *name, size_t size) noexcept nogil:
