@@ -44,7 +44,7 @@ from argusd.engine.subject cimport arm_root
 from argusd.engine.tree cimport node_is
 from argusd.engine.walk cimport Walk, walk_free, walk_init
 from argusd.engine.walker cimport walker
-from argusd.engine.work cimport core_free, tell_python
+from argusd.engine.work cimport core_free, root_armed, tell_python
 from argusd.includes.linux cimport (
     EFD_CLOEXEC,
     EFD_NONBLOCK,
@@ -333,6 +333,8 @@ cdef class Engine:
         finally:
             with nogil:
                 core_lock(&self.core)
+                for i in range(subscription.root_count):
+                    root_armed(&self.core, &subscription.roots[i])
                 subscription.users -= 1
                 core_unlock(&self.core)
         unreadable = os.fsdecode(task.unreadable.data[:task.unreadable.size]) if task.unreadable.size else ""
@@ -598,6 +600,7 @@ cdef Root *new_roots(Subscription *subscription, paths) except NULL:
         roots[subscription.root_count].subscription = subscription
         roots[subscription.root_count].path = strdup(text)
         roots[subscription.root_count].path_size = <size_t>len(text)
+        roots[subscription.root_count].arming = True
         roots[subscription.root_count].follow_fd = -1
         roots[subscription.root_count].next_follow_fd = -1
         subscription.root_count += 1

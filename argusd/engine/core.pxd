@@ -81,6 +81,8 @@ cdef struct Root:
     Anchor *anchors
     Buffer real                 # the path without links, as it was when last looked up
     uint32_t round
+    bint arming                 # the first walk is not over: the walker thread leaves it alone
+    bint called                 # and a look-up is to be done when it is
     bint queued                 # a look-up is to be done
     bint looking                # and one is being done
     Root *next_queued

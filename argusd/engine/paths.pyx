@@ -90,7 +90,7 @@ cdef void trigger(Reader *reader, Anchor *anchor, const inotify_event *event) no
         anchor.present = True
     else:
         anchor.present = False
-    if root.top or root.next_top:
+    if (root.top or root.next_top) and not root.arming:     # a first walk may be long, and goes on
         root.unsure = True
     if not root.left and (not kind or kind & TRIGGER_OVER):
         root.left = True

@@ -13,6 +13,7 @@ cdef void drop_stale(Core *core) noexcept nogil
 cdef int64_t place_due(Core *core, int64_t now_ns) noexcept nogil
 cdef void job_push(Core *core, uint32_t node) noexcept nogil
 cdef void root_push(Core *core, Root *root) noexcept nogil
+cdef void root_armed(Core *core, Root *root) noexcept nogil
 cdef void root_unqueue(Core *core, Root *root) noexcept nogil
 cdef void root_unsettle(Core *core, Root *root) noexcept nogil
 cdef void root_settled(Core *core, Root *root) noexcept nogil

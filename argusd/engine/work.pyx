@@ -188,8 +188,13 @@ cdef void job_push(Core *core, uint32_t node) noexcept nogil:
 
 
 cdef void root_push(Core *core, Root *root) noexcept nogil:
-    """Have the walker look again what a subject path stands for."""
-    if root.queued:
+    """Have the walker look again what a subject path stands for.
+
+    Not during the first walk: where the walker came first, that walk would find all done already, and be over before
+    the tree is watched.
+    """
+    root.called = root.arming
+    if root.queued or root.arming:
         return
     root.queued = True
     root.next_queued = NULL
@@ -199,6 +204,14 @@ cdef void root_push(Core *core, Root *root) noexcept nogil:
         core.root_first = root
     core.root_last = root
     pthread_cond_signal(&core.work)
+
+
+cdef void root_armed(Core *core, Root *root) noexcept nogil:
+    """The first walk is over, whatever came of it."""
+    root.arming = False
+    if root.called and not root.subscription.cancelled:
+        root.unsure = root.top != 0 and (root.left or root.triggers.size > 0)
+        root_push(core, root)
 
 
 cdef void root_unqueue(Core *core, Root *root) noexcept nogil:

@@ -1,0 +1,96 @@
+"""The first walk of a watch: when CreateWatch answers, the whole tree is watched, whatever happens on the way to it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from argusd._inotify import EVENTS
+from tests.kernel.test_engine import Watching, until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as the other tests of the engine")
+
+DIRECTORIES = 20 * 40
+ROUNDS = 20
+
+
+@pytest.fixture
+def watching(tmp_path: Path) -> Iterator[Watching]:
+    watching = Watching(tmp_path / "log")
+    yield watching
+    watching.close()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A tree of which the subject path leads through a link."""
+    for number in range(DIRECTORIES):
+        (tmp_path / "real" / str(number // 40) / str(number % 40)).mkdir(parents=True)
+    (tmp_path / "way").symlink_to("real")
+    return tmp_path / "way"
+
+
+def touch_a_step(link: Path) -> None:
+    """Let something happen to a name that the subject path goes through; it leads to the same directory as before."""
+    link.with_name("next").symlink_to("real")
+    link.with_name("next").rename(link)
+
+
+def touch_beside(link: Path) -> None:
+    """Let something happen in the tree itself."""
+    (link / "0" / "f").touch()
+    (link / "0" / "f").unlink()
+
+
+@pytest.mark.parametrize("touch", [touch_a_step, touch_beside])
+def test_all_is_watched_when_the_first_walk_is_over(
+    watching: Watching, tree: Path, touch: Callable[[Path], None]
+) -> None:
+    over = threading.Event()
+
+    def disturb() -> None:
+        while not over.is_set():
+            touch(tree)
+
+    disturber = threading.Thread(target=disturb)
+    disturber.start()
+    armed = []
+    try:
+        for _round in range(ROUNDS):
+            number = watching.subscribe(tree, EVENTS["CREATE"])
+            assert watching.engine.arm(number).errors == (0,)
+            armed.append(watching.engine.statistics()["watches"])
+            watching.engine.switch([], [number])
+            watching.settle()
+    finally:
+        over.set()
+        disturber.join()
+    assert min(armed) > DIRECTORIES
+
+
+def test_a_path_that_changed_during_the_first_walk_is_looked_up_afterwards(watching: Watching, tree: Path) -> None:
+    """The walk of a tree does not notice that its path leads elsewhere by now; what comes after it does."""
+    other = tree.with_name("other")
+    other.mkdir()
+
+    def repoint(before: int) -> None:
+        until(lambda: watching.engine.statistics()["watches"] > before, "the walk begins")
+        tree.with_name("next").symlink_to("other")
+        tree.with_name("next").rename(tree)
+
+    for _round in range(ROUNDS):
+        number = watching.subscribe(tree, EVENTS["CREATE"])
+        repointer = threading.Thread(target=repoint, args=[watching.engine.statistics()["watches"]])
+        repointer.start()
+        watching.engine.arm(number)
+        watching.engine.switch([number], [])
+        repointer.join()
+        watching.settle()
+        assert watching.engine.statistics()["watches"] < DIRECTORIES // 2
+        watching.engine.switch([], [number])
+        watching.settle()
+        touch_a_step(tree)
