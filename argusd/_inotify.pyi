@@ -104,6 +104,7 @@ class Engine:
 
         ``overflow`` the kernel queue overflowed; ``limit`` a directory that appeared could not be watched (errno);
         ``depth`` a tree is deeper than can be watched (number: the limit).
+        ``beyond`` a followed file was moved to where its path is too long to be used (path: the one before).
         """
     def statistics(self) -> dict[str, int]:
         """Counters since the start (``reads events lines overflows``) and what there is now (``watches nodes``)."""

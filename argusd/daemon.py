@@ -213,5 +213,8 @@ class _Pump:
                 logger.warning(
                     "'%s' is deeper than %d directories and not watched %s", notice.path, notice.number, owner
                 )
+            case "beyond":
+                reason = "its path is longer than any that can be used, so it is reported under the one it had"
+                logger.warning("'%s' was moved %s: %s", notice.path, owner, reason)
             case _:
                 logger.warning("Engine notice %s", notice)

@@ -12,6 +12,7 @@ Facts about inotify events that shape this file:
   directory open, IN_DELETE comes first and the others when it is closed.
 """
 
+from libc.errno cimport ENAMETOOLONG, errno
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset, strlen, strncmp
@@ -33,6 +34,7 @@ from argusd.engine.core cimport (
     NODE_UNLISTED,
     NODE_WINDOW,
     NOISY,
+    NOTICE_BEYOND,
     ORIGINS,
     Look,
     Name,
@@ -69,7 +71,7 @@ from argusd.engine.tree cimport (
     other_place,
 )
 from argusd.engine.window cimport window_add, window_find, window_free, window_name, window_open
-from argusd.engine.work cimport job_push, recent_add, recent_has, root_push, swap_push
+from argusd.engine.work cimport job_push, notice_push, recent_add, recent_has, root_push, swap_push
 from argusd.includes.linux cimport (
     IN_ATTRIB,
     IN_CREATE,
@@ -81,9 +83,13 @@ from argusd.includes.linux cimport (
     IN_MOVED_TO,
     IN_MOVE_SELF,
     IN_UNMOUNT,
+    AT_EMPTY_PATH,
+    AT_STATX_DONT_SYNC,
+    STATX_NLINK,
     close,
-    memmem,
     readlink,
+    statx,
+    statx_t,
 )
 from argusd.includes.pthread cimport pthread_cond_signal
 
@@ -501,8 +507,32 @@ cdef void replay(Reader *reader, const Buffer *deferred) noexcept nogil:
     reader.core.event_passed = reader.core.fence_passed
 
 
+cdef bint is_deleted(const Root *root, const char *text, size_t size) noexcept nogil:
+    """Is this the link text of a deleted file? A file may also have a name that ends like that.
+
+    One that lost the subject's path but has other names is told by the events: its text says nothing about those.
+    """
+    cdef statx_t status
+    if size <= 10 or memcmp(text + size - 10, b" (deleted)", 10) != 0:
+        return False
+    if root.top == 0 or root.left:
+        return True
+    return statx(root.follow_fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_NLINK, &status) != 0 or (
+        status.stx_nlink == 0)
+
+
+cdef void go_beyond(Core *core, Root *root) noexcept nogil:
+    """A followed file has no path that can be told or looked up: it is reported under its last one, and this once."""
+    if not root.beyond and root.top:
+        root.beyond = True
+        notice_push(core, NOTICE_BEYOND, root.subscription.number, ENAMETOOLONG, 0, root.top)
+
+
 cdef bint follow(Reader *reader, Root *root) noexcept nogil:
-    """Give a followMove subject the path that its descriptor has now; False when that is the one it had."""
+    """Give a followMove subject the path that its descriptor has now; False when that is the one it had.
+
+    True also when it has one that is too long: then it keeps the last, and is not looked for.
+    """
     cdef char link[40]
     cdef char target[4096]
     cdef char top[4096]
@@ -516,13 +546,17 @@ cdef bint follow(Reader *reader, Root *root) noexcept nogil:
     close(fd)
     snprintf(link, sizeof(link), b"/proc/self/fd/%d", root.follow_fd)
     size = readlink(link, target, sizeof(target))
+    if size < 0 and errno == ENAMETOOLONG:
+        go_beyond(reader.core, root)
+        return root.beyond
+    root.beyond = False
     if size <= 0 or top_size <= 0 or target[0] != c'/':
         return False
     if top_size == 1:
         top_size = 0
     if size <= top_size or strncmp(target, top, <size_t>top_size) != 0 or target[top_size] != c'/':
         return False                        # outside of the container's root: keep the last path inside
-    if memmem(target, <size_t>size, b" (deleted)", 10) != NULL:
+    if is_deleted(root, target, <size_t>size):
         return False
     size -= top_size
     if <size_t>size == root.path_size and memcmp(target + top_size, root.path, <size_t>size) == 0:

@@ -77,6 +77,7 @@ cdef struct Root:
     uint32_t departed           # a file that lost this name but lives on, for its end to be reported
     int follow_fd               # O_PATH descriptor of a followMove subject, else -1
     int next_follow_fd          # of next_top
+    bint beyond                 # where the followed file is, its path is too long to be told or looked up
     int error                   # errno that kept it from being armed, else 0
     Anchor *anchors
     Buffer real                 # the path without links, as it was when last looked up
@@ -262,6 +263,7 @@ cdef enum:
     NOTICE_OVERFLOW = 0
     NOTICE_LIMIT = 1
     NOTICE_DEPTH = 2
+    NOTICE_BEYOND = 3
     DEPTH_MAX = 8192            # directories below a subject path; deeper ones are not watched
 
 cdef enum:

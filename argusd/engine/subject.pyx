@@ -342,6 +342,20 @@ cdef void make_loud(Walk *walk, Root *root, uint32_t node, uint32_t serial) noex
     close(fd)
 
 
+cdef bint stays_beyond(Walk *walk, Root *root) noexcept nogil:
+    """Is what the root follows where no path leads? Then what its last path stands for is not asked."""
+    cdef Core *core = walk.core
+    cdef bint beyond
+    core_lock(core)
+    beyond = root.beyond and root.follow_fd >= 0 and root.top != 0 and not root.subscription.cancelled
+    if beyond:
+        root.found = root.known
+        anchors_drop(core, root, True)
+        root_unsettle(core, root)
+    core_unlock(core)
+    return beyond
+
+
 cdef int look_up(Walk *walk, Root *root) noexcept nogil:
     """See what a subject path stands for, watch that, and walk it when it is another tree than before.
 
@@ -352,7 +366,7 @@ cdef int look_up(Walk *walk, Root *root) noexcept nogil:
     cdef uint32_t node = 0, serial = 0
     cdef int wd = -1, error = walk_enter(walk, root)
     cdef bint tree
-    if error:
+    if error or (not walk.initial and stays_beyond(walk, root)):
         return error
     core_lock(core)
     root.round += 1

@@ -43,7 +43,7 @@ from argusd.engine.entering cimport (
 from argusd.engine.opening cimport add_watch
 from argusd.engine.tree cimport node_is, node_path
 from argusd.engine.work cimport job_push, notice_push, retry_push
-from argusd.includes.linux cimport close, usleep
+from argusd.includes.linux cimport F_DUPFD_CLOEXEC, close, fcntl, usleep
 from argusd.includes.pthread cimport load_int, store_int
 
 
@@ -200,6 +200,23 @@ cdef bint real_path(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     return known and not walk.top_path.failed
 
 
+cdef int top_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
+    """Open the directory that the subject path stands for, or that it follows; a negative errno on failure."""
+    cdef int fd = -1
+    core_lock(walk.core)
+    walk.top_path.size = 0
+    buffer_add(&walk.top_path, walk.root.path, walk.root.path_size + 1)
+    if walk.root.beyond and walk.root.follow_fd >= 0:       # no path leads there
+        fd = fcntl(walk.root.follow_fd, F_DUPFD_CLOEXEC, 0)
+    core_unlock(walk.core)
+    if fd >= 0 or walk.top_path.failed:
+        return fd if fd >= 0 else -ENOMEM
+    fd = open_path(&walk.entrance, walk.top_path.data)
+    if fd == -ELOOP and real_path(walk, node, serial):      # a link of procfs, which nobody is to follow for us
+        fd = open_plain_path(&walk.entrance, walk.top_path.data)
+    return fd
+
+
 cdef int node_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     """Open a watched directory by its path; ESTALE (negative) when the path leads to another one by now."""
     cdef Core *core = walk.core
@@ -207,15 +224,10 @@ cdef int node_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     cdef int fd
     core_lock(core)
     known = node_is(core, node, serial) and core.nodes[node].wd >= 0 and path_to(walk, node)
-    if known:
-        walk.top_path.size = 0
-        buffer_add(&walk.top_path, walk.root.path, walk.root.path_size + 1)
     core_unlock(core)
-    if not known or walk.top_path.failed:
+    if not known:
         return -ESTALE
-    fd = open_path(&walk.entrance, walk.top_path.data)
-    if fd == -ELOOP and real_path(walk, node, serial):      # a link of procfs, which nobody is to follow for us
-        fd = open_plain_path(&walk.entrance, walk.top_path.data)
+    fd = top_open(walk, node, serial)
     if fd < 0:
         return fd
     fd = descend(walk, fd)

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from argusd._inotify import EVENTS, Engine
 from argusd._output import JSON, Output
 from argusd._records import Encoder
 from argusd.templates import DEFAULT_WATCH_TEMPLATE
-from tests.kernel.test_engine import TIMEOUT_S, until
+from tests.kernel.test_engine import TIMEOUT_S, sysctl, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as the other tests of the engine")
 
@@ -38,19 +38,23 @@ class Watching:
         self.engine.start()
         self.counter = self.engine.new_counter()
 
-    def watch(self, folder: Path) -> None:
+    def watch(self, folder: Path, *, follow_move: bool = False) -> None:
         """Report what is created below ``folder`` from now on."""
         encoder = Encoder(DEFAULT_WATCH_TEMPLATE.segments, "p", "n", "w", "c", [])
         pidfd = os.pidfd_open(os.getpid())
         try:
             number = self.engine.subscribe(
                 encoder, self.counter, os.getpid(), pidfd, [os.fsencode(folder)], EVENTS["CREATE"], [], False, True, 0,
-                False,
+                follow_move,
             )  # fmt: skip
         finally:
             os.close(pidfd)
         assert self.engine.arm(number).errors == (0,)
         self.engine.switch([number], [])
+
+    def settle(self) -> None:
+        """Wait until nothing is left to be done for what the reader has seen."""
+        until(self.engine.settled, "the engine comes to rest")
 
     def lines(self, count: int) -> list[bytes]:
         """All lines, when there are ``count``; the pipe is read from now on."""
@@ -87,7 +91,7 @@ def deep_tree(folder: Path, names: list[bytes]) -> Iterator[None]:
         subprocess.run(["rm", "-rf", folder], check=True)
 
 
-def _descend(folder: Path, names: list[bytes], *, make: bool = False) -> Iterator[int]:
+def _descend(folder: Path, names: list[bytes], *, make: bool = False) -> Generator[int]:
     """The descriptor of each directory in turn."""
     descriptor = os.open(folder, os.O_PATH)
     try:
@@ -192,3 +196,78 @@ def test_a_deep_tree_of_long_names_does_not_drown_what_others_do(tmp_path: Path)
     assert [event["file"] for event in events(lines) if event["path"] == str(other)] == [str(n) for n in range(100)]
     assert len(lines) == len(names) + 100
     assert watching.output.dropped() == 0
+
+
+@contextlib.contextmanager
+def nowhere(folder: Path) -> Iterator[int]:
+    """The descriptor of a directory to which no path leads that a program can use."""
+    names = [b"n" * 250] * 20
+    with deep_tree(folder, names):
+        descents = _descend(folder, names)
+        for _name in names[1:]:
+            next(descents)
+        yield next(descents)
+        descents.close()
+
+
+def test_a_followed_directory_is_moved_where_no_path_leads(tmp_path: Path) -> None:
+    """It is reported under its last path, with one notice, until it has a path again."""
+    followed = tmp_path / "followed"
+    (followed / "in").mkdir(parents=True)
+    watching = Watching()
+    with nowhere(tmp_path / "deep") as there:
+        watching.watch(followed, follow_move=True)
+        os.rename(followed, "x", dst_dir_fd=there)
+        watching.settle()
+        followed.touch()  # what is at the last path now is something else
+        watching.settle()
+        os.rename("x", "y", src_dir_fd=there, dst_dir_fd=there)
+        watching.settle()
+        os.mkdir("y/in/new", dir_fd=there)
+        watching.settle()
+        os.close(os.open("y/in/new/f", os.O_WRONLY | os.O_CREAT, dir_fd=there))
+        watching.settle()
+        os.rename("y", followed.with_name("back"), src_dir_fd=there)
+        watching.settle()
+        (followed.with_name("back") / "g").touch()
+        watching.settle()
+        notices = [(notice.kind, notice.path) for notice in watching.engine.notices()]
+        found = events(watching.lines(3))
+    assert [(event["path"], event["file"]) for event in found] == [
+        (f"{followed}/in", "new"),
+        (f"{followed}/in/new", "f"),
+        (f"{tmp_path}/back", "g"),
+    ]
+    assert notices == [("beyond", str(followed))]
+
+
+def test_a_followed_directory_where_no_path_leads_outlives_an_overflow(tmp_path: Path) -> None:
+    followed = tmp_path / "followed"
+    followed.mkdir()
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    with sysctl("max_queued_events", 64):
+        watching = Watching()
+    with nowhere(tmp_path / "deep") as there:
+        watching.watch(followed, follow_move=True)
+        watching.watch(noise)
+        os.rename(followed, "x", dst_dir_fd=there)
+        watching.settle()
+        overflow_once(watching.engine, noise)
+        watching.settle()
+        os.close(os.open("x/f", os.O_WRONLY | os.O_CREAT, dir_fd=there))
+        watching.settle()
+        found = events(watching.lines(1))
+    assert [event["file"] for event in found if event["path"] == str(followed)] == ["f"]
+
+
+def overflow_once(engine: Engine, folder: Path) -> None:
+    """Make more files than the queue can hold, again and again until that happened."""
+
+    def flood() -> bool:
+        for number in range(1000):
+            (folder / str(number)).touch()
+            (folder / str(number)).unlink()
+        return bool(engine.statistics()["overflows"])
+
+    until(flood, "the queue overflows")

@@ -519,6 +519,37 @@ a path that was not moved comes back under followMove too
     rename   /d/a /d/b   ->
     touch    /d/b/x      -> CREATE file /d/b/x
 
+a followed file with a name like that of a deleted one
+    write    /d/f
+    watch    /d/f followMove modify
+    rename   /d/f /d/f\x20(deleted) ->
+    append   /d/f\x20(deleted) -> MODIFY file /d/f (deleted)
+    rename   /d/f\x20(deleted) /e/g\x20(deleted)\x20(deleted) ->
+    append   /e/g\x20(deleted)\x20(deleted) -> MODIFY file /e/g (deleted) (deleted)
+    rename   /e/g\x20(deleted)\x20(deleted) /d/h ->
+    append   /d/h        -> MODIFY file /d/h
+
+a followed directory below one with such a name
+    makedirs /d/a\x20(deleted)/b
+    watch    /d/a\x20(deleted)/b recursive followMove create
+    rename   /d/a\x20(deleted)/b /d/a\x20(deleted)/c\x20(deleted) ->
+    touch    /d/a\x20(deleted)/c\x20(deleted)/x -> CREATE file /d/a (deleted)/c (deleted)/x
+    rename   /d/a\x20(deleted) /d/z ->
+    touch    /d/z/c\x20(deleted)/y -> CREATE file /d/z/c (deleted)/y
+    rmtree   /d/z        ->
+    makedirs /d/z/c\x20(deleted) -> CREATE directory /d/z/c (deleted)
+
+a followed file that is deleted, and moved under another name that it has
+    write    /d/f
+    link     /d/f /d/g
+    watch    /d/f followMove create modify
+    unlink   /d/f        ->
+    rename   /d/g /d/h   ->
+    append   /d/h        ->
+    touch    /d/f        -> CREATE file /d/f
+                         -> MODIFY file /d/f
+    append   /d/f        -> MODIFY file /d/f
+
 a followed file that is replaced
     write    /d/f
     watch    /d/f followMove modify movedto
