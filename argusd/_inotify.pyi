@@ -104,7 +104,8 @@ class Engine:
 
         ``overflow`` the kernel queue overflowed; ``limit`` a directory that appeared could not be watched (errno);
         ``depth`` a tree is deeper than can be watched (number: the limit).
-        ``beyond`` a followed file was moved to where its path is too long to be used (path: the one before).
+        ``beyond`` a followed file was moved to where its path is too long to be used (path: the one before);
+        ``mounts`` a container has more mounts than are looked at (number: the limit, in bytes of mountinfo).
         """
     def statistics(self) -> dict[str, int]:
         """Counters since the start (``reads events lines overflows``) and what there is now (``watches nodes``)."""

@@ -92,7 +92,7 @@ EVENTS = {
 }
 COUNTED = (*(name.lower() for name in EVENTS), "q_overflow")
 
-cdef tuple NOTICE_KINDS = ("overflow", "limit", "depth", "beyond")
+cdef tuple NOTICE_KINDS = ("overflow", "limit", "depth", "beyond", "mounts")
 
 
 class Notice(NamedTuple):

@@ -216,5 +216,11 @@ class _Pump:
             case "beyond":
                 reason = "its path is longer than any that can be used, so it is reported under the one it had"
                 logger.warning("'%s' was moved %s: %s", notice.path, owner, reason)
+            case "mounts":
+                logger.warning(
+                    "/proc/PID/mountinfo has more than %d bytes, so mounts that come and go are not noticed %s",
+                    notice.number,
+                    owner,
+                )
             case _:
                 logger.warning("Engine notice %s", notice)

@@ -119,7 +119,8 @@ cdef struct Place:
     int users
     char *mounts                # /proc/PID/mountinfo when it was last looked at
     size_t mounts_size
-    uint64_t round              # of the last look
+    int64_t mounts_ns           # when to look again, by the monotonic clock
+    bint mounts_told            # that there are more than are looked at
     Place *next
 
 cdef struct Counter:
@@ -264,6 +265,7 @@ cdef enum:
     NOTICE_LIMIT = 1
     NOTICE_DEPTH = 2
     NOTICE_BEYOND = 3
+    NOTICE_MOUNTS = 4
     DEPTH_MAX = 8192            # directories below a subject path; deeper ones are not watched
 
 cdef enum:

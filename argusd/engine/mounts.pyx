@@ -2,23 +2,38 @@
 """Mounts that come and go: inotify does not tell of them.
 
 /proc/PID/mountinfo could be polled for changes, but an open descriptor on it keeps the container's whole mount
-namespace alive. So it is read now and then and compared. A mount that came over a watched directory, or went from
-there, has the subject paths of the container looked up again, and the directory looked at again.
+namespace alive. So it is read now and then and compared, each container's at its own pace: one with thousands of mounts
+costs much to look at, and must not make the looks at others rarer. A mount that came over a watched directory, or went
+from there, has the subject paths of the container looked up again, and the directory looked at again.
 """
 
-from libc.stdint cimport uint32_t
-from libc.stdlib cimport free, malloc
+from libc.stdint cimport int64_t, uint32_t
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memchr, memcmp, memcpy
+from posix.time cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
 
 from argusd._records cimport buffer_room
-from argusd.engine.core cimport NODE_CREATED, Core, Place, Root, Subscription, core_lock, core_unlock
+from argusd.engine.core cimport (
+    NODE_CREATED,
+    NOTICE_MOUNTS,
+    Core,
+    Place,
+    Root,
+    Subscription,
+    core_lock,
+    core_unlock,
+    monotonic_ns,
+    name_hash,
+)
 from argusd.engine.opening cimport process_open
 from argusd.engine.tree cimport node_find
-from argusd.engine.work cimport job_push, root_push
-from argusd.includes.linux cimport O_RDONLY, close, memmem, read
+from argusd.engine.work cimport job_push, notice_push, root_push
+from argusd.includes.linux cimport O_RDONLY, close, read
 
 cdef enum:
     MOUNTS_MAX = 4 * 1024 * 1024    # bytes of mountinfo that are looked at
+    MOUNTS_EVERY_NS = 1000000000    # between two looks at the mounts of a container, at the least
+    REST = 1000                     # times what a look costs, until the next
     POINT_FIELD = 4                 # of a line of mountinfo, counted from 0: the mount point
 
 
@@ -91,22 +106,65 @@ cdef void tell_point(Core *core, const Place *place, const char *point, size_t s
         subscription = subscription.next
 
 
+cdef size_t line_size(const char *line, const char *end) noexcept nogil:
+    """Bytes of a line with its newline, 0 when it has none."""
+    cdef const char *stop = <const char *>memchr(line, c'\n', <size_t>(end - line))
+    return <size_t>(stop - line) + 1 if stop != NULL else 0
+
+
+cdef uint32_t *lines_index(Core *core, const char *lines, size_t size, uint32_t *last) noexcept nogil:
+    """A hash table of where lines begin, plus 1; ``last`` is its greatest index. NULL when memory ran out."""
+    cdef const char *end = lines + size
+    cdef const char *line = lines
+    cdef uint32_t *index
+    cdef uint32_t capacity = 64, count = 0, at
+    while line < end and line_size(line, end):
+        count += 1
+        line += line_size(line, end)
+    while capacity < count * 2:
+        capacity *= 2
+    index = <uint32_t *>calloc(capacity, sizeof(uint32_t))
+    last[0] = capacity - 1
+    line = lines
+    while index != NULL and line < end and line_size(line, end):
+        at = <uint32_t>name_hash(core, 0, line, line_size(line, end)) & last[0]
+        while index[at]:
+            at = (at + 1) & last[0]
+        index[at] = <uint32_t>(line - lines) + 1
+        line += line_size(line, end)
+    return index
+
+
+cdef bint has_line(Core *core, const uint32_t *index, uint32_t last, const char *lines, size_t size,
+                   const char *line, size_t length) noexcept nogil:
+    cdef uint32_t at = <uint32_t>name_hash(core, 0, line, length) & last
+    while index[at]:
+        if index[at] - 1 + length <= size and memcmp(lines + index[at] - 1, line, length) == 0:
+            return True
+        at = (at + 1) & last
+    return False
+
+
 cdef void tell_changes(Core *core, const Place *place, const char *lines, size_t size,
                        const char *others, size_t others_size) noexcept nogil:
-    """Go through the lines that are not among the others. With the lock held."""
+    """Go through the lines that are not among the others. They may be thousands: the lock is held for one at a time."""
     cdef char point[4096]
     cdef const char *end = lines + size
-    cdef const char *stop
-    cdef size_t length
-    while lines < end:
-        stop = <const char *>memchr(lines, c'\n', <size_t>(end - lines))
-        if stop == NULL:
-            return
-        if memmem(others, others_size, lines, <size_t>(stop - lines) + 1) == NULL:
-            length = mount_point(lines, <size_t>(stop - lines), point)
-            if length:
-                tell_point(core, place, point, length)
-        lines = stop + 1
+    cdef size_t length, point_size
+    cdef uint32_t last
+    cdef uint32_t *index = lines_index(core, others, others_size, &last)
+    while index != NULL and lines < end:
+        length = line_size(lines, end)
+        if length == 0:
+            break
+        if not has_line(core, index, last, others, others_size, lines, length):
+            point_size = mount_point(lines, length - 1, point)
+            if point_size:
+                core_lock(core)
+                tell_point(core, place, point, point_size)
+                core_unlock(core)
+        lines += length
+    free(index)
 
 
 cdef void keep(Walk *walk, Place *place) noexcept nogil:
@@ -121,14 +179,22 @@ cdef void keep(Walk *walk, Place *place) noexcept nogil:
 
 
 cdef void compare(Walk *walk, Place *place) noexcept nogil:
-    """Take in what was read. With the lock held."""
+    """Take in what was read. Only the walker thread comes here, and nobody else replaces what is remembered."""
     cdef Core *core = walk.core
-    if place.mounts != NULL:
-        if place.mounts_size == walk.mounts.size and memcmp(place.mounts, walk.mounts.data, place.mounts_size) == 0:
-            return
-        tell_changes(core, place, place.mounts, place.mounts_size, walk.mounts.data, walk.mounts.size)
-        tell_changes(core, place, walk.mounts.data, walk.mounts.size, place.mounts, place.mounts_size)
+    cdef bint known
+    core_lock(core)
+    known = place.mounts != NULL
+    if not known:
+        keep(walk, place)
+    core_unlock(core)
+    if not known or (place.mounts_size == walk.mounts.size
+                     and memcmp(place.mounts, walk.mounts.data, place.mounts_size) == 0):
+        return
+    tell_changes(core, place, place.mounts, place.mounts_size, walk.mounts.data, walk.mounts.size)
+    tell_changes(core, place, walk.mounts.data, walk.mounts.size, place.mounts, place.mounts_size)
+    core_lock(core)
     keep(walk, place)
+    core_unlock(core)
 
 
 cdef void mounts_remember(Walk *walk, Place *place) noexcept nogil:
@@ -146,30 +212,63 @@ cdef void mounts_remember(Walk *walk, Place *place) noexcept nogil:
     core_unlock(core)
 
 
-cdef Subscription *next_unchecked(Core *core, unsigned long long round) noexcept nogil:
+cdef int64_t mounts_due(const Core *core) noexcept nogil:
+    """When the next container's mounts are to be looked at, 0 when none is watched. With the lock held."""
+    cdef const Subscription *subscription = core.subscriptions
+    cdef int64_t due_ns = 0
+    while subscription != NULL:
+        if due_ns == 0 or subscription.place.mounts_ns < due_ns:
+            due_ns = max(<int64_t>1, subscription.place.mounts_ns)
+        subscription = subscription.next
+    return due_ns
+
+
+cdef Subscription *next_due(Core *core, int64_t now_ns) noexcept nogil:
     cdef Subscription *subscription = core.subscriptions
-    while subscription != NULL and subscription.place.round == round:
+    while subscription != NULL and subscription.place.mounts_ns > now_ns:
         subscription = subscription.next
     return subscription
 
 
-cdef void mounts_check(Walk *walk, unsigned long long round) noexcept nogil:
-    """Look at the mounts of every container that is watched, once."""
+cdef int64_t cost_ns() noexcept nogil:
+    """What this thread has used of a processor, that is without the time in which others had it."""
+    cdef timespec used
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used)
+    return <int64_t>used.tv_sec * 1000000000 + used.tv_nsec
+
+
+cdef void look(Walk *walk, Subscription *subscription) noexcept nogil:
+    """Look at the mounts of one container, and note when to do so again, so that it never costs much."""
+    cdef Core *core = walk.core
+    cdef Place *place = subscription.place
+    cdef int64_t begin_ns = cost_ns()
+    walk.mounts.size = 0
+    if read_mounts(walk, place.pid):
+        compare(walk, place)
+    elif walk.mounts.size >= MOUNTS_MAX and not place.mounts_told:
+        place.mounts_told = True
+        core_lock(core)
+        notice_push(core, NOTICE_MOUNTS, subscription.number, 0, MOUNTS_MAX, 0)
+        core_unlock(core)
+    core_lock(core)
+    place.mounts_ns = monotonic_ns() + max(<int64_t>MOUNTS_EVERY_NS, (cost_ns() - begin_ns) * REST)
+    core_unlock(core)
+
+
+cdef void mounts_check(Walk *walk) noexcept nogil:
+    """Look at the mounts of every container for which it is time."""
     cdef Core *core = walk.core
     cdef Subscription *subscription
-    cdef bint done
+    cdef int64_t now_ns = monotonic_ns()
     while True:
         core_lock(core)
-        subscription = next_unchecked(core, round)
+        subscription = next_due(core, now_ns) if not core.stopping else NULL
         if subscription != NULL:
-            subscription.place.round = round
             subscription.users += 1
         core_unlock(core)
         if subscription == NULL:
             return
-        done = read_mounts(walk, subscription.place.pid)
+        look(walk, subscription)
         core_lock(core)
-        if done and not subscription.cancelled:
-            compare(walk, subscription.place)
         subscription.users -= 1
         core_unlock(core)

@@ -6,7 +6,7 @@ whatever it finds is checked against the events that were in the queue at that t
 judged only when the mark behind them comes out of the queue).
 """
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport realloc
 from libc.string cimport memset, strdup, strlen, strncmp
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
@@ -31,7 +31,7 @@ from argusd.engine.core cimport (
     wd_forget,
 )
 from argusd.engine.listing cimport expect_echoes, list_directory, rescan_window
-from argusd.engine.mounts cimport mounts_check
+from argusd.engine.mounts cimport mounts_check, mounts_due
 from argusd.engine.subject cimport look_up
 from argusd.engine.tree cimport node_is
 from argusd.engine.walk cimport (
@@ -76,7 +76,6 @@ from argusd.includes.pthread cimport (
 
 
 cdef enum:
-    MOUNTS_EVERY_NS = 1000000000    # between two looks at the mounts of all containers, at the least
     PATH_SIZE = 4096
 
 
@@ -297,15 +296,7 @@ cdef bint work_once(Walk *walk) noexcept nogil:
     return True
 
 
-cdef long long check_mounts(Walk *walk, unsigned long long round) noexcept nogil:
-    """Look for mounts that came or went; returns when to do so again, so that it never costs much."""
-    cdef long long begin = monotonic_ns(), end
-    mounts_check(walk, round)
-    end = monotonic_ns()
-    return end + max(<long long>MOUNTS_EVERY_NS, (end - begin) * 1000)
-
-
-cdef void wait_for_work(Core *core, long long until_ns) noexcept nogil:
+cdef void wait_for_work(Core *core, int64_t until_ns) noexcept nogil:
     """Sleep until there is work or time is up, called and left with the lock held; for ever when nothing is watched."""
     cdef timespec when
     cdef long long now_ns = monotonic_ns(), due_ns, left
@@ -327,8 +318,7 @@ cdef void *walker(void *argument) noexcept nogil:
     """The life of the walker thread: what the reader found changed, mounts, and watches that nobody uses any more."""
     cdef Core *core = <Core *>argument
     cdef Walk walk
-    cdef unsigned long long round = 0
-    cdef long long mounts_ns = 0
+    cdef int64_t mounts_ns
     cdef int error = walk_init(&walk, core)
     # The reader may wait for the lock while this thread has it: it must not lose the processor then. May fail.
     setpriority(PRIO_PROCESS, <unsigned int>syscall(SYS_gettid), -19)
@@ -340,10 +330,10 @@ cdef void *walker(void *argument) noexcept nogil:
         core.working -= 1
         if core.stopping:
             break
-        if core.subscriptions != NULL and monotonic_ns() >= mounts_ns:
-            round += 1
+        mounts_ns = mounts_due(core)
+        if mounts_ns and monotonic_ns() >= mounts_ns:
             pthread_mutex_unlock(&core.data)
-            mounts_ns = check_mounts(&walk, round)
+            mounts_check(&walk)
             pthread_mutex_lock(&core.data)
         else:
             wait_for_work(core, mounts_ns)

@@ -1,0 +1,105 @@
+"""Mounts in containers: one that has very many is told of, and does not keep us from looking at others."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from argusd._inotify import EVENTS
+from argusd._records import Encoder
+from argusd.templates import DEFAULT_WATCH_TEMPLATE
+from tests.kernel.test_engine import Watching, until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+
+# A process with mounts of its own: so many at the path given, and one more for each line that it reads.
+PROCESS = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
+def call(result):
+    if result:
+        raise OSError(ctypes.get_errno(), "cannot mount")
+call(libc.unshare(CLONE_NEWNS))
+call(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None))
+path = os.fsencode(sys.argv[1])
+for number in range(int(sys.argv[2])):
+    call(libc.mount(b"none", path, b"tmpfs", 0, None))
+print("ready", flush=True)
+for line in sys.stdin:
+    call(libc.mount(b"none", path, b"tmpfs", 0, None))
+    print("mounted", flush=True)
+"""
+MANY = 600  # mounts whose path has 2,000 spaces, each written as four bytes: more than 4 MiB of mountinfo
+
+
+@contextlib.contextmanager
+def container(path: Path, mounts: int) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROCESS, path, str(mounts)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def watch(watching: Watching, pid: int, path: Path) -> int:
+    encoder = Encoder(DEFAULT_WATCH_TEMPLATE.segments, "p", "n", "w", "c", [])
+    pidfd = os.pidfd_open(pid)
+    try:
+        number = watching.engine.subscribe(
+            encoder, watching.counter, pid, pidfd, [os.fsencode(path)], EVENTS["CREATE"], [], False, True, 0, False
+        )
+    finally:
+        os.close(pidfd)
+    assert watching.engine.arm(number).errors == (0,)
+    watching.engine.switch([number], [])
+    return number
+
+
+def test_a_container_with_too_many_mounts_is_told_of_once(tmp_path: Path) -> None:
+    long_path = tmp_path.joinpath(*[" " * 200] * 10)
+    long_path.mkdir(parents=True)
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    watching = Watching(tmp_path / "log")
+    try:
+        with container(long_path, MANY) as many, container(plain, 0) as few:
+            size = len(Path(f"/proc/{many.pid}/mountinfo").read_bytes())
+            assert size > 4 << 20
+            numbers = [watch(watching, many.pid, plain), watch(watching, many.pid, tmp_path)]
+            watch(watching, few.pid, plain)
+            notices = []
+
+            def told() -> bool:
+                notices.extend(watching.engine.notices())
+                return bool(notices)
+
+            until(told, "a notice")
+            assert few.stdin is not None
+            assert few.stdout is not None
+            few.stdin.write("\n")
+            few.stdin.flush()
+            assert few.stdout.readline() == "mounted\n"
+            over = Path(f"/proc/{few.pid}/root{plain}")
+            made = iter(range(1_000_000))
+
+            def noticed() -> bool:
+                (over / f"in-mount-{next(made)}").touch()
+                return b"in-mount-" in watching.log.read_bytes()
+
+            until(noticed, "the mount over what is watched")
+            told()
+        assert [(notice.kind, notice.number) for notice in notices] == [("mounts", 4 << 20)]
+        assert notices[0].subscription in numbers
+    finally:
+        watching.close()
