@@ -17,7 +17,7 @@ from argusd._inotify import EVENTS, Engine
 from argusd._output import JSON, Output
 from argusd._records import Encoder
 from argusd.templates import DEFAULT_WATCH_TEMPLATE
-from tests.kernel.test_engine import TIMEOUT_S, sysctl, until
+from tests.kernel.test_engine import TIMEOUT_S, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as the other tests of the engine")
 
@@ -239,35 +239,3 @@ def test_a_followed_directory_is_moved_where_no_path_leads(tmp_path: Path) -> No
         (f"{tmp_path}/back", "g"),
     ]
     assert notices == [("beyond", str(followed))]
-
-
-def test_a_followed_directory_where_no_path_leads_outlives_an_overflow(tmp_path: Path) -> None:
-    followed = tmp_path / "followed"
-    followed.mkdir()
-    noise = tmp_path / "noise"
-    noise.mkdir()
-    with sysctl("max_queued_events", 64):
-        watching = Watching()
-    with nowhere(tmp_path / "deep") as there:
-        watching.watch(followed, follow_move=True)
-        watching.watch(noise)
-        os.rename(followed, "x", dst_dir_fd=there)
-        watching.settle()
-        overflow_once(watching.engine, noise)
-        watching.settle()
-        os.close(os.open("x/f", os.O_WRONLY | os.O_CREAT, dir_fd=there))
-        watching.settle()
-        found = events(watching.lines(1))
-    assert [event["file"] for event in found if event["path"] == str(followed)] == ["f"]
-
-
-def overflow_once(engine: Engine, folder: Path) -> None:
-    """Make more files than the queue can hold, again and again until that happened."""
-
-    def flood() -> bool:
-        for number in range(1000):
-            (folder / str(number)).touch()
-            (folder / str(number)).unlink()
-        return bool(engine.statistics()["overflows"])
-
-    until(flood, "the queue overflows")
