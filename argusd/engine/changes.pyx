@@ -73,6 +73,8 @@ from argusd.engine.tree cimport (
 from argusd.engine.window cimport window_add, window_find, window_free, window_name, window_open
 from argusd.engine.work cimport job_push, notice_push, recent_add, recent_has, root_push, swap_push
 from argusd.includes.linux cimport (
+    AT_EMPTY_PATH,
+    AT_STATX_DONT_SYNC,
     IN_ATTRIB,
     IN_CREATE,
     IN_DELETE,
@@ -83,8 +85,6 @@ from argusd.includes.linux cimport (
     IN_MOVED_TO,
     IN_MOVE_SELF,
     IN_UNMOUNT,
-    AT_EMPTY_PATH,
-    AT_STATX_DONT_SYNC,
     STATX_NLINK,
     close,
     readlink,
@@ -398,7 +398,8 @@ cdef void moved_from(Core *core, uint32_t parent, const inotify_event *event, si
         limbo.until_ns = monotonic_ns() + UNWATCHED_NS  # if it was the other one, nothing more is told
     node_unindex(core, node)
     core.nodes[node].flags |= NODE_LIMBO | NODE_MOVED
-    if core.nodes[node].wd < 0 and not core.nodes[node].flags & NODE_ENDING and may_enter(core, parent, event.name, size):
+    if (core.nodes[node].wd < 0 and not core.nodes[node].flags & NODE_ENDING
+            and may_enter(core, parent, event.name, size)):
         # It may have been exchanged as soon as it came, and the two IN_MOVED_TO merged: see what is there now.
         node = node_new(core, parent, core.nodes[parent].root, event.name, size)
         if node:
