@@ -32,6 +32,7 @@ class Metrics:
     def __init__(self, stub: argus_pb2_grpc.ArgusdStub) -> None:
         self._changed = threading.Condition()
         self._received: list[Metric] = []
+        self._of_watcher: Counter[str] = Counter()  # so that a wait for many messages does not count them all each time
         self._taken = 0
         self._call = stub.RecordMetrics(argus_pb2.Empty())
         self._call.initial_metadata()  # comes when the daemon has the stream: it counts from here on
@@ -43,6 +44,7 @@ class Metrics:
             for message in self._call:
                 with self._changed:
                     self._received.append((message.argusWatcher, message.event, message.nodeName))
+                    self._of_watcher[message.argusWatcher] += 1
                     self._changed.notify_all()
         except grpc.RpcError:
             pass  # cancelled by close(), or the daemon has gone, which the next rpc tells
@@ -50,9 +52,7 @@ class Metrics:
     def wait_for(self, watcher: str, count: int, timeout_s: float) -> bool:
         """Wait until that many messages about ``watcher`` have come; False when they do not come in time."""
         with self._changed:
-            return self._changed.wait_for(
-                lambda: sum(1 for metric in self._received if metric[0] == watcher) >= count, timeout_s
-            )
+            return self._changed.wait_for(lambda: self._of_watcher[watcher] >= count, timeout_s)
 
     def take(self, expected: Counter[Metric]) -> Counter[Metric]:
         """The messages since the last call, apart from the sentinel's, once they are as expected or time is over."""
