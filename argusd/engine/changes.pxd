@@ -12,7 +12,6 @@ cdef struct Held:
     uint32_t serial
     uint64_t passed             # Core.event_passed when it came
 
-cdef void remember(Reader *reader, int wd, const char *name, size_t size) noexcept nogil
 cdef void window_settle(Reader *reader, Window *window) noexcept nogil
 cdef void limbo_free(Core *core, Limbo *limbo) noexcept nogil
 cdef void hold(Core *core, Buffer *events, uint32_t node, const inotify_event *event) noexcept nogil

@@ -24,6 +24,7 @@ from argusd.engine.core cimport (
     NODE_DEPARTED,
     NODE_DISPLACED,
     NODE_ENDING,
+    NODE_INDEXED,
     NODE_FIRST,
     NODE_LIMBO,
     NODE_MOVED,
@@ -70,8 +71,8 @@ from argusd.engine.tree cimport (
     node_unindex,
     other_place,
 )
-from argusd.engine.window cimport window_add, window_find, window_free, window_name, window_open
-from argusd.engine.work cimport job_push, notice_push, recent_add, recent_has, root_push, swap_push
+from argusd.engine.window cimport rescan_window, window_add, window_find, window_free, window_name, window_open
+from argusd.engine.work cimport job_push, notice_push, recent_add, recent_has, root_push, swap_push, told_hash
 from argusd.includes.linux cimport (
     AT_EMPTY_PATH,
     AT_STATX_DONT_SYNC,
@@ -104,11 +105,11 @@ cdef uint32_t BOTH_MOVES = IN_MOVED_FROM | IN_MOVED_TO
 cdef uint32_t ENTRIES = IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO
 
 
-cdef void remember(Reader *reader, int wd, const char *name, size_t size) noexcept nogil:
-    """Keep in mind that this was created, or moved here: a repair must not report it again."""
+cdef void remember(Reader *reader, uint32_t node, const char *name, size_t size) noexcept nogil:
+    """Keep in mind that this was told to be created in ``node``, or moved there: a repair must not tell it again."""
     cdef Created *created = &reader.created[reader.created_at & (CREATED_KEPT - 1)]
     reader.created_at += 1
-    created.hashed = name_hash(reader.core, <uint32_t>wd, name, size) | 1
+    created.hashed = told_hash(reader.core, node, name, size)
     created.ns = reader.batch_ns
     if reader.core.repair:
         recent_add(reader.core, created.hashed)
@@ -123,7 +124,7 @@ cdef void window_event(Reader *reader, uint32_t node, const inotify_event *event
     if window == NULL or size == 0:
         return
     name = window_name(core, window, event.name, size)
-    told = core.repair and recent_has(core, core.nodes[node].wd, event.name, size)
+    told = core.repair and recent_has(core, node, event.name, size)
     if window.repair and not arrives and (name == NULL or told):
         return                          # not known to be new
     if name == NULL:
@@ -132,6 +133,7 @@ cdef void window_event(Reader *reader, uint32_t node, const inotify_event *event
         return
     name.seen = True
     if not arrives and not told:
+        remember(reader, node, event.name, size)
         emit(reader, node, IN_CREATE, (event.mask & IN_ISDIR) != 0, event.name, size)
 
 
@@ -139,14 +141,12 @@ cdef void window_settle(Reader *reader, Window *window) noexcept nogil:
     """All events from before the listing are known: what the listing found beyond them is reported as created."""
     cdef uint32_t i
     cdef Core *core = reader.core
-    cdef int wd
     if node_is(core, window.node, window.serial):
         core.nodes[window.node].flags &= <unsigned short>~NODE_CREATED
-        wd = core.nodes[window.node].wd
         for i in range(window.count):
             if not window.names[i].seen and not (
-                    core.repair and recent_has(core, wd, window.names[i].bytes, window.names[i].size)):
-                remember(reader, wd, window.names[i].bytes, window.names[i].size)
+                    core.repair and recent_has(core, window.node, window.names[i].bytes, window.names[i].size)):
+                remember(reader, window.node, window.names[i].bytes, window.names[i].size)
                 emit(reader, window.node, IN_CREATE, window.names[i].directory, window.names[i].bytes,
                      window.names[i].size)
     window_free(reader.core, window)
@@ -584,6 +584,8 @@ cdef void bind(Core *core, uint32_t node, int wd) noexcept nogil:
         core.nodes[node].flags |= NODE_QUIET
     if core.nodes[node].flags & NODE_CREATED:
         window_open(core, node)
+    elif core.repair:
+        rescan_window(core, node)
     subscription.directories += 1
 
 
@@ -654,6 +656,8 @@ cdef bint reclaim(Reader *reader, uint32_t node, int wd) noexcept nogil:
     limbo_free(core, limbo)
     core.nodes[node].flags &= <unsigned short>~(NODE_LIMBO | NODE_DISPLACED)
     node_move(core, node, parent, name, size)
+    if core.repair:
+        core.nodes[node].flags |= NODE_RELIST
     job_push(core, node)
     replay(reader, &deferred)
     buffer_free(&deferred)
@@ -737,7 +741,7 @@ cdef void entry_event(Reader *reader, uint32_t node, const inotify_event *event,
     elif event.mask & IN_MOVED_FROM:
         moved_from(core, node, event, size)
     elif event.mask & IN_DELETE:
-        if child and core.nodes[child].wd < 0:
+        if child and (core.nodes[child].wd < 0 or core.repair):     # what was lost may have put another one here
             node_free_tree(core, child)
         elif child:
             node_orphan(core, child)        # still open somewhere: its own last events are to come
@@ -753,7 +757,23 @@ cdef void end_node(Core *core, uint32_t node) noexcept nogil:
             close(root.follow_fd)
             root.follow_fd = -1
         root_push(core, root)
+    if core.repair and core.nodes[node].flags & NODE_INDEXED:
+        look_anew(core, node)
+    else:
+        node_free_tree(core, node)
+
+
+cdef void look_anew(Core *core, uint32_t node) noexcept nogil:
+    """A directory is gone, while events are lost: there may be another one at its place."""
+    cdef char name[256]
+    cdef uint32_t parent = core.nodes[node].parent
+    cdef Root *root = core.nodes[node].root
+    cdef size_t size = core.nodes[node].name_size
+    memcpy(name, core.nodes[node].name, size + 1)
     node_free_tree(core, node)
+    node = node_new(core, parent, root, name, size)
+    if node:
+        job_push(core, node)
 
 
 cdef void node_event(Reader *reader, uint32_t node, const inotify_event *event) noexcept nogil:
@@ -785,6 +805,8 @@ cdef void node_event(Reader *reader, uint32_t node, const inotify_event *event) 
     if event.mask & IN_UNMOUNT:
         root.unmounted = core.nodes[node].parent == 0
         return
+    if size and event.mask & (IN_CREATE | IN_MOVED_TO) and not root.mute:
+        remember(reader, node, event.name, size)
     report(reader, node, event, size)
     if event.mask & IN_MOVED_TO and root.subscription.mask & IN_MODIFY and size == 6 and memcmp(
             event.name, b"..data", 6) == 0:

@@ -34,7 +34,7 @@ from argusd.engine.core cimport (
     wd_detach,
     wd_unused,
 )
-from argusd.engine.listing cimport expect_echoes, list_directory, rescan_window
+from argusd.engine.listing cimport expect_echoes, list_directory
 from argusd.engine.opening cimport add_watch, barrier, below, identify, same_file
 from argusd.engine.tree cimport node_below, node_free_tree, node_is, node_move, node_next, other_place
 from argusd.engine.walk cimport (
@@ -50,6 +50,7 @@ from argusd.engine.walk cimport (
     wait_for_reader,
     walk_enter,
 )
+from argusd.engine.window cimport rescan_window
 from argusd.engine.work cimport job_push, look_free, look_push, look_unlink, proof_take, retry_push
 from argusd.includes.linux cimport IN_DELETE, IN_DELETE_SELF, IN_MODIFY, IN_MOVED_TO, IN_MOVE_SELF, close
 from argusd.includes.pthread cimport load_int
@@ -102,6 +103,8 @@ cdef void move_here(Walk *walk, uint32_t node, uint32_t serial, uint32_t other) 
     while core.nodes[other].first_child:
         child = core.nodes[other].first_child
         node_move(core, child, node, core.nodes[child].name, core.nodes[child].name_size)
+    core.nodes[node].flags |= NODE_RELIST
+    job_push(core, node)
     job_push(core, other)
 
 
@@ -110,10 +113,10 @@ cdef int verified(Walk *walk, uint32_t node, int wd, const char *name, int paren
     cdef Core *core = walk.core
     core.nodes[node].flags &= <unsigned short>~NODE_QUIET
     core.nodes[node].attempts = 0
-    if walk.rescan:
-        rescan_window(core, node)
-    elif not core.nodes[node].flags & NODE_RELIST:
+    if not walk.rescan and not core.nodes[node].flags & NODE_RELIST:
         return -1
+    if walk.rescan or core.repair:
+        rescan_window(core, node)
     core.nodes[node].flags &= <unsigned short>~NODE_RELIST
     expect_echoes(walk, wd, parent_wd, name)
     return wd

@@ -42,7 +42,7 @@ from argusd.engine.core cimport (
 )
 from argusd.engine.report cimport CREATED_KEPT
 from argusd.engine.anchors cimport anchors_lose
-from argusd.engine.changes cimport end_node, expire, hold, limbo_free, node_event, remember, take_over, window_settle
+from argusd.engine.changes cimport end_node, expire, hold, limbo_free, node_event, take_over, window_settle
 from argusd.engine.paths cimport anchored, judge
 from argusd.engine.report cimport PATHS, Created, emit, flush_lines
 from argusd.engine.tree cimport is_before_look, node_free_tree, node_is
@@ -307,8 +307,6 @@ cdef void handle(Reader *reader, const inotify_event *event) noexcept nogil:
         return
     if entry.mask & ANCHORED and event.len and event.mask & (IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO):
         anchored(reader, event, strlen(event.name))
-    if event.len and event.mask & (IN_CREATE | IN_MOVED_TO):
-        remember(reader, event.wd, event.name, strlen(event.name))
     if event.mask & IN_IGNORED:
         ignored(reader, entry, event)
         return

@@ -27,7 +27,7 @@ from argusd.engine.core cimport (
 )
 from argusd.engine.tree cimport is_ignored, node_depth, node_find, node_is, node_new
 from argusd.engine.walk cimport ENTRIES, failed, stack_push
-from argusd.engine.window cimport echo_expect, echoes_end, window_add, window_find, window_name, window_open
+from argusd.engine.window cimport echo_expect, echoes_end, window_add, window_find, window_name
 from argusd.engine.work cimport notice_push
 from argusd.includes.linux cimport (
     AT_SYMLINK_NOFOLLOW,
@@ -68,16 +68,6 @@ cdef void expect_echoes(Walk *walk, int wd, int parent_wd, const char *name) noe
         echo_expect(core, walk, parent_wd, name)
     if wd_find(core, wd).mask & NOISY:
         echo_expect(core, walk, wd, NULL)
-
-
-cdef void rescan_window(Core *core, uint32_t node) noexcept nogil:
-    cdef Window *window = window_find(core, node)
-    if window == NULL:
-        window = window_open(core, node)
-        if window != NULL:
-            window.repair = True
-    else:
-        window.fence = 0                # there is one more listing now
 
 
 cdef void mark_old(Core *core, int directory, char *entries, long size) noexcept nogil:
@@ -154,8 +144,15 @@ cdef void list_directory(Walk *walk, uint32_t node, uint32_t serial, int fd, int
     cdef int reads = 0, error = 0
     cdef int reading = openat(fd, b".", O_RDONLY | O_DIRECTORY | O_NONBLOCK | O_CLOEXEC)
     cdef uint32_t child
+    cdef Window *window
+    cdef bint repair = walk.rescan
     if reading < 0:
         error = errno
+    if core.repair and not repair:      # found anew, or at another place than before
+        core_lock(core)
+        window = window_find(core, node) if node_is(core, node, serial) else NULL
+        repair = window != NULL and window.repair
+        core_unlock(core)
     if walk.rescan:                     # what is known below is looked at again as well: it may be gone
         core_lock(core)
         child = core.nodes[node].first_child if node_is(core, node, serial) else 0
@@ -168,7 +165,7 @@ cdef void list_directory(Walk *walk, uint32_t node, uint32_t serial, int fd, int
         reads += 1
         if size <= 0:
             break
-        if walk.rescan:
+        if repair:
             mark_old(core, reading, walk.entries, size)
         core_lock(core)
         if node_is(core, node, serial) and core.nodes[node].wd == wd:

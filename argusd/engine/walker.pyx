@@ -15,6 +15,7 @@ from argusd.engine.directory cimport drain_stack, finish, step
 from argusd.engine.core cimport (
     ANCHORED,
     LOOKED,
+    NODE_RELIST,
     RELEASED,
     Core,
     Job,
@@ -30,7 +31,7 @@ from argusd.engine.core cimport (
     wd_find,
     wd_forget,
 )
-from argusd.engine.listing cimport expect_echoes, list_directory, rescan_window
+from argusd.engine.listing cimport expect_echoes, list_directory
 from argusd.engine.mounts cimport mounts_check, mounts_due
 from argusd.engine.subject cimport look_up
 from argusd.engine.tree cimport node_is
@@ -45,7 +46,7 @@ from argusd.engine.walk cimport (
     walk_init,
     walk_leave,
 )
-from argusd.engine.window cimport echoes_end
+from argusd.engine.window cimport echoes_end, rescan_window
 from argusd.engine.work cimport drop_stale, place_due
 from argusd.includes.linux cimport (
     DT_LNK,
@@ -87,11 +88,14 @@ cdef void do_job(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     if node_is(core, node, serial):
         subscription = core.nodes[node].root.subscription
         subscription.users += 1
+        # What turned up at another place while events were lost may have changed below as well.
+        walk.rescan = core.repair and core.nodes[node].wd >= 0 and core.nodes[node].flags & NODE_RELIST
     core_unlock(core)
     if subscription == NULL:
         return
     step(walk, node, serial)
     drain_stack(walk)
+    walk.rescan = False
     finish(walk, node, serial)
     walk_leave(walk)
     core_lock(core)

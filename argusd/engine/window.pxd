@@ -6,6 +6,7 @@ from argusd.engine.core cimport Core, Echo, Name, Window
 
 cdef Window *window_open(Core *core, uint32_t node) noexcept nogil
 cdef Window *window_find(Core *core, uint32_t node) noexcept nogil
+cdef void rescan_window(Core *core, uint32_t node) noexcept nogil
 cdef Name *window_name(Core *core, Window *window, const char *name, size_t size) noexcept nogil
 cdef Name *window_add(Core *core, Window *window, const char *name, size_t size, bint directory) noexcept nogil
 cdef void window_free(Core *core, Window *window) noexcept nogil

@@ -41,6 +41,16 @@ cdef Window *window_find(Core *core, uint32_t node) noexcept nogil:
     return window
 
 
+cdef void rescan_window(Core *core, uint32_t node) noexcept nogil:
+    cdef Window *window = window_find(core, node)
+    if window == NULL:
+        window = window_open(core, node)
+        if window != NULL:
+            window.repair = True
+    else:
+        window.fence = 0                # there is one more listing now
+
+
 cdef Name *window_name(Core *core, Window *window, const char *name, size_t size) noexcept nogil:
     cdef uint32_t at
     cdef Name *known

@@ -22,5 +22,6 @@ cdef void swap_free(Core *core, Swap *swap) noexcept nogil
 cdef void notice_push(Core *core, int kind, int subscription, int error, long number, uint32_t node) noexcept nogil
 cdef void tell_python(Core *core) noexcept nogil
 cdef void recent_add(Core *core, uint64_t hashed) noexcept nogil
-cdef bint recent_has(Core *core, int wd, const char *name, size_t size) noexcept nogil
+cdef uint64_t told_hash(Core *core, uint32_t node, const char *name, size_t size) noexcept nogil
+cdef bint recent_has(Core *core, uint32_t node, const char *name, size_t size) noexcept nogil
 cdef void core_free(Core *core) noexcept nogil

@@ -336,8 +336,14 @@ cdef void recent_add(Core *core, uint64_t hashed) noexcept nogil:
         core.recent_count += 1
 
 
-cdef bint recent_has(Core *core, int wd, const char *name, size_t size) noexcept nogil:
-    cdef uint64_t hashed = name_hash(core, <uint32_t>wd, name, size) | 1
+cdef uint64_t told_hash(Core *core, uint32_t node, const char *name, size_t size) noexcept nogil:
+    """Of a name in a watched directory, for one subscription."""
+    cdef uint32_t of = <uint32_t>core.nodes[node].root.subscription.number * <uint32_t>2654435761
+    return name_hash(core, <uint32_t>core.nodes[node].wd ^ of, name, size) | 1
+
+
+cdef bint recent_has(Core *core, uint32_t node, const char *name, size_t size) noexcept nogil:
+    cdef uint64_t hashed = told_hash(core, node, name, size)
     cdef uint32_t at
     if core.recent_count == 0:
         return False
