@@ -12,49 +12,52 @@ Facts about inotify events that shape this file:
   directory open, IN_DELETE comes first and the others when it is closed.
 """
 
-from libc.errno cimport ENAMETOOLONG, errno
-from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset, strlen, strncmp
+from libc.string cimport memcmp, memcpy, memset, strlen
 
-from argusd._records cimport buffer_add, buffer_free
+from argusd._records cimport buffer_free
 from argusd.engine.core cimport (
-    DEPTH_MAX,
     NODE_CREATED,
     NODE_DEPARTED,
     NODE_DISPLACED,
     NODE_ENDING,
-    NODE_INDEXED,
     NODE_FIRST,
+    NODE_INDEXED,
     NODE_LIMBO,
     NODE_MOVED,
-    NODE_ORPHAN,
-    NODE_QUIET,
     NODE_RELIST,
     NODE_STILL,
-    NODE_UNLISTED,
     NODE_WINDOW,
-    NOISY,
-    NOTICE_BEYOND,
-    ORIGINS,
-    Look,
     Name,
-    Node,
-    Origin,
-    Root,
-    Subscription,
     WdEntry,
     monotonic_ns,
     name_hash,
-    wd_attach,
     wd_detach,
     wd_find,
 )
-from argusd.engine.opening cimport place_open
+from argusd.engine.extent cimport bind, may_enter, prune, unlisted, widen
+from argusd.engine.following cimport follow
+from argusd.engine.limbo cimport (
+    UNWATCHED_NS,
+    Held,
+    comes_later,
+    confirm,
+    displace,
+    displaced_as,
+    displaced_at,
+    displaced_by,
+    hold,
+    is_at,
+    limbo_by_cookie,
+    limbo_free,
+    limbo_of,
+    limbo_push,
+    origin_note,
+    origin_of,
+    went_back,
+)
 from argusd.engine.report cimport CREATED_KEPT, Created, emit, report
 from argusd.engine.tree cimport (
     is_before_look,
-    is_ignored,
     is_known,
     is_older,
     node_below,
@@ -66,16 +69,13 @@ from argusd.engine.tree cimport (
     node_is,
     node_move,
     node_new,
-    node_next,
     node_orphan,
     node_unindex,
     other_place,
 )
-from argusd.engine.window cimport rescan_window, window_add, window_find, window_free, window_name, window_open
-from argusd.engine.work cimport job_push, notice_push, recent_add, recent_has, root_push, swap_push, told_hash
+from argusd.engine.window cimport window_add, window_find, window_free, window_name
+from argusd.engine.work cimport job_push, recent_add, recent_has, root_push, swap_push, told_hash
 from argusd.includes.linux cimport (
-    AT_EMPTY_PATH,
-    AT_STATX_DONT_SYNC,
     IN_ATTRIB,
     IN_CREATE,
     IN_DELETE,
@@ -86,19 +86,8 @@ from argusd.includes.linux cimport (
     IN_MOVED_TO,
     IN_MOVE_SELF,
     IN_UNMOUNT,
-    STATX_NLINK,
     close,
-    readlink,
-    statx,
-    statx_t,
 )
-from argusd.includes.pthread cimport pthread_cond_signal
-
-
-cdef enum:
-    HELD_MAX = 4 * 1024 * 1024      # bytes of events held back for one moved directory or subject path
-    WATCHED_NS = 500 * 1000 * 1000  # of a moved or overwritten directory with a watch another event is sure to come
-    UNWATCHED_NS = 50 * 1000 * 1000     # of another one, unless it left, the other half of the same system call
 
 
 cdef uint32_t BOTH_MOVES = IN_MOVED_FROM | IN_MOVED_TO
@@ -152,130 +141,6 @@ cdef void window_settle(Reader *reader, Window *window) noexcept nogil:
     window_free(reader.core, window)
 
 
-cdef Limbo *limbo_push(Core *core, uint32_t node, uint32_t cookie) noexcept nogil:
-    cdef Limbo *limbo = <Limbo *>calloc(1, sizeof(Limbo))
-    if limbo == NULL:
-        return NULL
-    limbo.cookie = cookie
-    limbo.node = node
-    limbo.serial = core.nodes[node].serial
-    limbo.until_ns = monotonic_ns() + (WATCHED_NS if core.nodes[node].wd >= 0 else UNWATCHED_NS)
-    limbo.next = core.limbo
-    core.limbo = limbo
-    pthread_cond_signal(&core.work)         # the walker sees to it that this ends
-    return limbo
-
-
-cdef void limbo_free(Core *core, Limbo *limbo) noexcept nogil:
-    cdef Limbo **link = &core.limbo
-    while link[0] != limbo:
-        link = &link[0].next
-    link[0] = limbo.next
-    buffer_free(&limbo.deferred)
-    free(limbo)
-
-
-cdef Limbo *limbo_of(Core *core, uint32_t node) noexcept nogil:
-    """The entry of the moved directory that ``node`` is, or is below of; NULL when there is none."""
-    cdef Limbo *limbo
-    while node and not core.nodes[node].flags & NODE_LIMBO:
-        node = core.nodes[node].parent
-    if node == 0:
-        return NULL
-    limbo = core.limbo
-    while limbo != NULL and (limbo.node != node or limbo.serial != core.nodes[node].serial or not limbo.cookie):
-        limbo = limbo.next
-    return limbo
-
-
-cdef Limbo *limbo_by_cookie(Core *core, uint32_t cookie, const Root *root) noexcept nogil:
-    cdef Limbo *limbo = core.limbo
-    while limbo != NULL:
-        if (limbo.cookie == cookie and node_is(core, limbo.node, limbo.serial)
-                and core.nodes[limbo.node].root == root):
-            return limbo
-        limbo = limbo.next
-    return NULL
-
-
-cdef Limbo *stayed(Core *core, uint32_t node) noexcept nogil:
-    """The exchange in which ``node`` was taken to stay where it had been moved, or NULL."""
-    cdef Limbo *limbo = core.limbo
-    while limbo != NULL and not (limbo.arrived and limbo.rival == node
-                                 and limbo.rival_serial == core.nodes[node].serial):
-        limbo = limbo.next
-    return limbo
-
-
-cdef void confirm(Core *core, uint32_t node) noexcept nogil:
-    """Another event names the node: where it was taken to be is where it is."""
-    cdef Limbo *limbo = stayed(core, node)
-    if limbo != NULL:
-        limbo_free(core, limbo)
-
-
-cdef void origin_note(Core *core, uint32_t cookie, uint32_t parent, const char *name, size_t size) noexcept nogil:
-    cdef Origin *origin = &core.origins[core.origin_at % ORIGINS]
-    core.origin_at += 1
-    origin.cookie = cookie
-    origin.root = core.nodes[parent].root
-    origin.place = name_hash(core, parent, name, size)
-
-
-cdef uint64_t origin_of(Core *core, uint32_t cookie, const Root *root) noexcept nogil:
-    """Where in a tree that came from which is moved by the event with this cookie; 0 when it came from outside."""
-    cdef uint32_t i
-    for i in range(ORIGINS):
-        if core.origins[i].cookie == cookie and core.origins[i].root == root:
-            return core.origins[i].place
-    return 0
-
-
-cdef void displace(Core *core, uint32_t node, uint64_t origin) noexcept nogil:
-    """Something was moved onto the node's name: it was overwritten, or it is about to be exchanged."""
-    cdef Limbo *limbo
-    confirm(core, node)
-    limbo = limbo_push(core, node, 0)
-    if limbo == NULL:
-        node_free_tree(core, node)
-        return
-    limbo.parent = core.nodes[node].parent
-    limbo.parent_serial = core.nodes[limbo.parent].serial
-    limbo.origin = origin
-    node_unindex(core, node)
-    core.nodes[node].flags |= NODE_DISPLACED
-
-
-cdef Limbo *displaced_at(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil:
-    """What stood under this name before the last thing was moved there, or NULL."""
-    cdef Limbo *limbo = core.limbo
-    cdef uint32_t node
-    while limbo != NULL:
-        node = limbo.node
-        if (limbo.cookie == 0 and limbo.parent == parent and limbo.parent_serial == core.nodes[parent].serial
-                and not limbo.arrived and node_is(core, node, limbo.serial) and core.nodes[node].name_size == size
-                and memcmp(core.nodes[node].name, name, size) == 0):
-            return limbo
-        limbo = limbo.next
-    return NULL
-
-
-cdef Limbo *displaced_by(Core *core, uint32_t claim, const Root *root) noexcept nogil:
-    """What may have been moved from its name by the event with this cookie, instead of what stood there then."""
-    cdef Limbo *limbo = core.limbo
-    while limbo != NULL and not (limbo.claim == claim and limbo.cookie == 0 and node_is(core, limbo.node, limbo.serial)
-                                 and core.nodes[limbo.node].root == root):
-        limbo = limbo.next
-    return limbo
-
-
-cdef Limbo *displaced_as(Core *core, uint32_t node) noexcept nogil:
-    cdef Limbo *limbo = core.limbo
-    while limbo != NULL and not (limbo.node == node and limbo.cookie == 0 and limbo.serial == core.nodes[node].serial):
-        limbo = limbo.next
-    return limbo
-
-
 cdef void put_back(Reader *reader, Limbo *limbo) noexcept nogil:
     """It was not this directory that was moved, but what it had been exchanged for."""
     cdef Core *core = reader.core
@@ -326,46 +191,6 @@ cdef uint32_t exchanged(Reader *reader, Limbo *moved, Limbo *displaced) noexcept
     return node
 
 
-cdef bint went_back(Core *core, uint32_t node) noexcept nogil:
-    """A directory was moved that was taken to stay: it was not exchanged, but overwrote the other and went back."""
-    cdef Limbo *limbo = stayed(core, node)
-    cdef char name[256]
-    cdef uint32_t parent
-    cdef size_t size
-    if limbo == NULL:
-        return False
-    if not node_is(core, limbo.node, limbo.serial):     # to where nothing is watched
-        limbo_free(core, limbo)
-        node_free_tree(core, node)
-        return True
-    parent = core.nodes[limbo.node].parent
-    size = core.nodes[limbo.node].name_size
-    memcpy(name, core.nodes[limbo.node].name, size + 1)
-    node_free_tree(core, limbo.node)
-    limbo_free(core, limbo)
-    node_move(core, node, parent, name, size)
-    job_push(core, node)
-    return True
-
-
-cdef bint may_enter(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil:
-    """Is a directory of this name below ``parent`` to be watched?"""
-    cdef Subscription *subscription = core.nodes[parent].root.subscription
-    cdef uint32_t depth
-    if is_ignored(subscription, name, size):
-        return False
-    depth = node_depth(core, parent)
-    return depth < DEPTH_MAX and (subscription.max_depth == 0 or depth < <uint32_t>subscription.max_depth)
-
-
-cdef uint32_t unlisted(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil:
-    """A node for a directory that was there before the listing of ``parent`` is over."""
-    cdef uint32_t node = node_new(core, parent, core.nodes[parent].root, name, size)
-    if node and core.nodes[parent].flags & NODE_WINDOW:
-        core.nodes[node].flags |= NODE_CREATED
-    return node
-
-
 cdef void moved_from(Core *core, uint32_t parent, const inotify_event *event, size_t size) noexcept nogil:
     cdef Limbo *displaced = displaced_at(core, parent, event.name, size) if core.limbo != NULL else NULL
     cdef uint32_t node = node_find(core, parent, event.name, size)
@@ -404,18 +229,6 @@ cdef void moved_from(Core *core, uint32_t parent, const inotify_event *event, si
         node = node_new(core, parent, core.nodes[parent].root, event.name, size)
         if node:
             job_push(core, node)
-
-
-cdef void prune(Core *core, uint32_t top) noexcept nogil:
-    """Drop the nodes that a move has put deeper than maxDepth."""
-    cdef int limit = core.nodes[top].root.subscription.max_depth
-    cdef uint32_t node = top
-    if limit == 0:
-        return
-    while node:
-        if core.nodes[node].first_child and node_depth(core, node) >= <uint32_t>limit:
-            node_free_below(core, node)
-        node = node_next(core, top, node)
 
 
 cdef void moved_to(Reader *reader, uint32_t parent, const inotify_event *event, size_t size) noexcept nogil:
@@ -466,33 +279,6 @@ cdef void moved_to(Reader *reader, uint32_t parent, const inotify_event *event, 
     buffer_free(&deferred)
 
 
-cdef void widen(Core *core, uint32_t top, uint32_t limit, uint32_t before) noexcept nogil:
-    """After a move to a lesser depth, have those directories listed again that were at maxDepth before.
-
-    ``limit`` is maxDepth plus the depth of ``top`` now, ``before`` its depth before the move.
-    """
-    cdef uint32_t node = top
-    if limit >= <uint32_t>core.nodes[top].root.subscription.max_depth + before:
-        return
-    while node:
-        if node_depth(core, node) + before == limit:
-            core.nodes[node].flags |= NODE_RELIST
-            job_push(core, node)
-        node = node_next(core, top, node)
-
-
-cdef void hold(Core *core, Buffer *events, uint32_t node, const inotify_event *event) noexcept nogil:
-    cdef Held held
-    if events.size > HELD_MAX:
-        core.spilled = True
-        return
-    held.node = node
-    held.serial = core.nodes[node].serial
-    held.passed = core.event_passed
-    buffer_add(events, <const char *>&held, sizeof(held))
-    buffer_add(events, <const char *>event, sizeof(inotify_event) + event.len)
-
-
 cdef void replay(Reader *reader, const Buffer *deferred) noexcept nogil:
     cdef const Held *held
     cdef const inotify_event *event
@@ -506,96 +292,6 @@ cdef void replay(Reader *reader, const Buffer *deferred) noexcept nogil:
             reader.core.event_passed = held.passed
             node_event(reader, held.node, event)
     reader.core.event_passed = reader.core.fence_passed
-
-
-cdef bint is_deleted(const Root *root, const char *text, size_t size) noexcept nogil:
-    """Is this the link text of a deleted file? A file may also have a name that ends like that.
-
-    One that lost the subject's path but has other names is told by the events: its text says nothing about those.
-    """
-    cdef statx_t status
-    if size <= 10 or memcmp(text + size - 10, b" (deleted)", 10) != 0:
-        return False
-    if root.top == 0 or root.left:
-        return True
-    return statx(root.follow_fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_NLINK, &status) != 0 or (
-        status.stx_nlink == 0)
-
-
-cdef void go_beyond(Core *core, Root *root) noexcept nogil:
-    """A followed file has no path that can be told or looked up: it is reported under its last one, and this once."""
-    if not root.beyond and root.top:
-        root.beyond = True
-        notice_push(core, NOTICE_BEYOND, root.subscription.number, ENAMETOOLONG, 0, root.top)
-
-
-cdef bint follow(Reader *reader, Root *root) noexcept nogil:
-    """Give a followMove subject the path that its descriptor has now; False when that is the one it had.
-
-    True also when it has one that is too long: then it keeps the last, and is not looked for.
-    """
-    cdef char link[40]
-    cdef char target[4096]
-    cdef char top[4096]
-    cdef ssize_t size, top_size
-    cdef int fd = place_open(root.subscription.place.pid, root.subscription.place.pidfd)
-    cdef char *path
-    if fd < 0:
-        return False
-    snprintf(link, sizeof(link), b"/proc/self/fd/%d", fd)
-    top_size = readlink(link, top, sizeof(top))
-    close(fd)
-    snprintf(link, sizeof(link), b"/proc/self/fd/%d", root.follow_fd)
-    size = readlink(link, target, sizeof(target))
-    if size < 0 and errno == ENAMETOOLONG:
-        go_beyond(reader.core, root)
-        return root.beyond
-    root.beyond = False
-    if size <= 0 or top_size <= 0 or target[0] != c'/':
-        return False
-    if top_size == 1:
-        top_size = 0
-    if size <= top_size or strncmp(target, top, <size_t>top_size) != 0 or target[top_size] != c'/':
-        return False                        # outside of the container's root: keep the last path inside
-    if is_deleted(root, target, <size_t>size):
-        return False
-    size -= top_size
-    if <size_t>size == root.path_size and memcmp(target + top_size, root.path, <size_t>size) == 0:
-        return False
-    path = <char *>malloc(<size_t>size + 1)
-    if path == NULL:
-        return False
-    memcpy(path, target + top_size, <size_t>size)
-    path[size] = 0
-    free(root.path)
-    root.path = path
-    root.path_size = <size_t>size
-    reader.core.generation += 1
-    return True
-
-
-cdef void bind(Core *core, uint32_t node, int wd) noexcept nogil:
-    """``node`` is the directory with this watch descriptor from here on."""
-    cdef Subscription *subscription = core.nodes[node].root.subscription
-    wd_attach(core, wd, 0, node)
-    core.nodes[node].attempts = 0
-    core.nodes[node].flags |= NODE_UNLISTED
-    if subscription.mask & NOISY:
-        core.nodes[node].flags |= NODE_QUIET
-    if core.nodes[node].flags & NODE_CREATED:
-        window_open(core, node)
-    elif core.repair:
-        rescan_window(core, node)
-    subscription.directories += 1
-
-
-cdef bint is_at(Core *core, const Look *look) noexcept nogil:
-    """Does a node still stand where it was looked for, and has no event since then named what stands there?"""
-    cdef const Node *node = &core.nodes[look.node]
-    return (node.flags & NODE_STILL and not node.flags & (NODE_LIMBO | NODE_DISPLACED | NODE_ORPHAN)
-            and node.parent == look.parent and core.nodes[look.parent].serial == look.parent_serial
-            and name_hash(core, node.parent, node.name, node.name_size) == look.name
-            and not node.root.unsure and limbo_of(core, look.node) == NULL)
 
 
 cdef bint take_over(Reader *reader, Look *look) noexcept nogil:
@@ -662,22 +358,6 @@ cdef bint reclaim(Reader *reader, uint32_t node, int wd) noexcept nogil:
     replay(reader, &deferred)
     buffer_free(&deferred)
     return True
-
-
-cdef bint comes_later(Core *core, const Limbo *limbo) noexcept nogil:
-    """Is the other half of a rename among what is held back for another moved directory, into which it led?"""
-    cdef const Limbo *other = core.limbo
-    cdef const inotify_event *event
-    cdef size_t at
-    while other != NULL:
-        at = 0
-        while other != limbo and at < other.deferred.size:
-            event = <const inotify_event *>(other.deferred.data + at + sizeof(Held))
-            at += sizeof(Held) + sizeof(inotify_event) + event.len
-            if event.mask & IN_MOVED_TO and event.cookie == limbo.cookie:
-                return True
-        other = other.next
-    return False
 
 
 cdef void move_self(Reader *reader, uint32_t node, const inotify_event *event) noexcept nogil:

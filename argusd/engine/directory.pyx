@@ -9,7 +9,6 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
-from argusd.engine.changes cimport bind, is_at
 from argusd.engine.core cimport (
     NODE_DISPLACED,
     NODE_LIMBO,
@@ -34,6 +33,8 @@ from argusd.engine.core cimport (
     wd_detach,
     wd_unused,
 )
+from argusd.engine.extent cimport bind
+from argusd.engine.limbo cimport is_at
 from argusd.engine.listing cimport expect_echoes, list_directory
 from argusd.engine.opening cimport add_watch, barrier, below, identify, same_file
 from argusd.engine.tree cimport node_below, node_free_tree, node_is, node_move, node_next, other_place

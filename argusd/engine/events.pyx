@@ -40,9 +40,10 @@ from argusd.engine.core cimport (
     wd_find,
     wd_forget,
 )
+from argusd.engine.limbo cimport hold, limbo_free
 from argusd.engine.report cimport CREATED_KEPT
 from argusd.engine.anchors cimport anchors_lose
-from argusd.engine.changes cimport end_node, expire, hold, limbo_free, node_event, take_over, window_settle
+from argusd.engine.changes cimport end_node, expire, node_event, take_over, window_settle
 from argusd.engine.paths cimport anchored, judge
 from argusd.engine.report cimport PATHS, Created, emit, flush_lines
 from argusd.engine.tree cimport is_before_look, node_free_tree, node_is

@@ -11,8 +11,10 @@ from libc.string cimport memcmp, memset
 
 from argusd._records cimport Buffer, buffer_add, buffer_free
 from argusd.engine.anchors cimport anchor_first
-from argusd.engine.changes cimport Held, end_node, follow, node_event
+from argusd.engine.changes cimport end_node, node_event
 from argusd.engine.core cimport NODE_DEPARTED, TRIGGER_DIRECTORY, TRIGGER_LAST, TRIGGER_MOVED, TRIGGER_OVER, Anchor
+from argusd.engine.following cimport follow
+from argusd.engine.limbo cimport Held
 from argusd.engine.opening cimport same_file
 from argusd.engine.report cimport emit_subject
 from argusd.engine.tree cimport node_free_below, node_free_tree, node_is

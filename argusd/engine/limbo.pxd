@@ -1,0 +1,32 @@
+# Directories that are on the move.
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from argusd._records cimport Buffer
+from argusd.engine.core cimport Core, Limbo, Look, Root
+from argusd.includes.linux cimport inotify_event
+
+cdef enum:
+    UNWATCHED_NS = 50 * 1000 * 1000     # of another one, unless it left, the other half of the same system call
+
+cdef struct Held:
+    uint32_t node
+    uint32_t serial
+    uint64_t passed             # Core.event_passed when it came
+
+cdef Limbo *limbo_push(Core *core, uint32_t node, uint32_t cookie) noexcept nogil
+cdef void limbo_free(Core *core, Limbo *limbo) noexcept nogil
+cdef Limbo *limbo_of(Core *core, uint32_t node) noexcept nogil
+cdef Limbo *limbo_by_cookie(Core *core, uint32_t cookie, const Root *root) noexcept nogil
+cdef Limbo *stayed(Core *core, uint32_t node) noexcept nogil
+cdef void confirm(Core *core, uint32_t node) noexcept nogil
+cdef void origin_note(Core *core, uint32_t cookie, uint32_t parent, const char *name, size_t size) noexcept nogil
+cdef uint64_t origin_of(Core *core, uint32_t cookie, const Root *root) noexcept nogil
+cdef void displace(Core *core, uint32_t node, uint64_t origin) noexcept nogil
+cdef Limbo *displaced_at(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil
+cdef Limbo *displaced_by(Core *core, uint32_t claim, const Root *root) noexcept nogil
+cdef Limbo *displaced_as(Core *core, uint32_t node) noexcept nogil
+cdef bint went_back(Core *core, uint32_t node) noexcept nogil
+cdef void hold(Core *core, Buffer *events, uint32_t node, const inotify_event *event) noexcept nogil
+cdef bint comes_later(Core *core, const Limbo *limbo) noexcept nogil
+cdef bint is_at(Core *core, const Look *look) noexcept nogil
