@@ -34,7 +34,7 @@ from argusd.engine.core cimport (
     wd_detach,
     wd_find,
 )
-from argusd.engine.extent cimport bind, may_enter, prune, unlisted, widen
+from argusd.engine.extent cimport bind, look_for, may_enter, prune, unlisted, widen
 from argusd.engine.following cimport follow
 from argusd.engine.limbo cimport (
     UNWATCHED_NS,
@@ -51,6 +51,7 @@ from argusd.engine.limbo cimport (
     limbo_free,
     limbo_of,
     limbo_push,
+    limbo_take,
     origin_note,
     origin_of,
     went_back,
@@ -70,6 +71,7 @@ from argusd.engine.tree cimport (
     node_move,
     node_new,
     node_orphan,
+    node_replace,
     node_unindex,
     other_place,
 )
@@ -145,10 +147,7 @@ cdef void put_back(Reader *reader, Limbo *limbo) noexcept nogil:
     """It was not this directory that was moved, but what it had been exchanged for."""
     cdef Core *core = reader.core
     cdef uint32_t node = limbo.node
-    cdef Buffer deferred = limbo.deferred
-    memset(&limbo.deferred, 0, sizeof(Buffer))
-    limbo_free(core, limbo)
-    core.nodes[node].flags &= <unsigned short>~NODE_LIMBO
+    cdef Buffer deferred = limbo_take(core, limbo)
     if node_find(core, core.nodes[node].parent, core.nodes[node].name, core.nodes[node].name_size):
         node_free_tree(core, node)          # something came to its place
     else:
@@ -226,9 +225,7 @@ cdef void moved_from(Core *core, uint32_t parent, const inotify_event *event, si
     if (core.nodes[node].wd < 0 and not core.nodes[node].flags & NODE_ENDING
             and may_enter(core, parent, event.name, size)):
         # It may have been exchanged as soon as it came, and the two IN_MOVED_TO merged: see what is there now.
-        node = node_new(core, parent, core.nodes[parent].root, event.name, size)
-        if node:
-            job_push(core, node)
+        look_for(core, parent, event.name, size)
 
 
 cdef void moved_to(Reader *reader, uint32_t parent, const inotify_event *event, size_t size) noexcept nogil:
@@ -250,9 +247,7 @@ cdef void moved_to(Reader *reader, uint32_t parent, const inotify_event *event, 
     if limbo == NULL and (claimed == NULL or not node_is(core, claimed.rival, claimed.rival_serial)
                           or core.nodes[claimed.rival].wd >= 0):
         if may_enter(core, parent, event.name, size):
-            node = node_new(core, parent, root, event.name, size)
-            if node:
-                job_push(core, node)
+            look_for(core, parent, event.name, size)
         return
     memset(&deferred, 0, sizeof(Buffer))
     if claimed != NULL and claimed.origin == name_hash(core, parent, event.name, size):
@@ -262,10 +257,7 @@ cdef void moved_to(Reader *reader, uint32_t parent, const inotify_event *event, 
             claimed.claim = 0
         node = limbo.node if limbo != NULL else claimed.rival
         if limbo != NULL:
-            deferred = limbo.deferred
-            memset(&limbo.deferred, 0, sizeof(Buffer))
-            limbo_free(core, limbo)
-        core.nodes[node].flags &= <unsigned short>~NODE_LIMBO
+            deferred = limbo_take(core, limbo)
     if may_enter(core, parent, event.name, size):
         depth = node_depth(core, node)
         node_move(core, node, parent, event.name, size)
@@ -334,8 +326,7 @@ cdef bint reclaim(Reader *reader, uint32_t node, int wd) noexcept nogil:
     """
     cdef Core *core = reader.core
     cdef Limbo *limbo = core.limbo
-    cdef uint32_t parent = core.nodes[node].parent, size = core.nodes[node].name_size
-    cdef char name[256]
+    cdef uint32_t parent = core.nodes[node].parent, place = node
     cdef Buffer deferred
     while limbo != NULL and not (
             node_is(core, limbo.node, limbo.serial) and core.nodes[limbo.node].wd == wd
@@ -344,14 +335,9 @@ cdef bint reclaim(Reader *reader, uint32_t node, int wd) noexcept nogil:
         limbo = limbo.next
     if limbo == NULL:
         return False
-    memcpy(name, core.nodes[node].name, size + 1)
-    node_free_tree(core, node)
     node = limbo.node
-    deferred = limbo.deferred
-    memset(&limbo.deferred, 0, sizeof(Buffer))
-    limbo_free(core, limbo)
-    core.nodes[node].flags &= <unsigned short>~(NODE_LIMBO | NODE_DISPLACED)
-    node_move(core, node, parent, name, size)
+    deferred = limbo_take(core, limbo)
+    node_replace(core, place, node)
     if core.repair:
         core.nodes[node].flags |= NODE_RELIST
     job_push(core, node)
@@ -447,13 +433,10 @@ cdef void look_anew(Core *core, uint32_t node) noexcept nogil:
     """A directory is gone, while events are lost: there may be another one at its place."""
     cdef char name[256]
     cdef uint32_t parent = core.nodes[node].parent
-    cdef Root *root = core.nodes[node].root
     cdef size_t size = core.nodes[node].name_size
     memcpy(name, core.nodes[node].name, size + 1)
     node_free_tree(core, node)
-    node = node_new(core, parent, root, name, size)
-    if node:
-        job_push(core, node)
+    look_for(core, parent, name, size)
 
 
 cdef void node_event(Reader *reader, uint32_t node, const inotify_event *event) noexcept nogil:

@@ -22,13 +22,13 @@ cdef enum:
     NODE_DISPLACED = 32         # something was moved onto its place: overwritten, or half of an exchange
     NODE_WINDOW = 64            # a Window stands open for it
     NODE_MOVED = 128            # has moved since the last attempt to arm it
+    NODE_DEPARTED = 256         # a subject's file that lost its name: only its end is still reported
+    NODE_RELIST = 512           # its subdirectories are within maxDepth now, and to be found
     NODE_STILL = 1024           # since the walker's last look began, no event has named what stands here
     NODE_FIRST = 2048           # armed by the first walk of its subscription
     NODE_ORPHAN = 4096          # removed while somebody has it open: its name is the whole path that it had
-    NODE_ENDING = 16384         # its watch is gone, but what it told until then is still held back
     NODE_UNLISTED = 8192        # its subdirectories are not yet known
-    NODE_RELIST = 512           # its subdirectories are within maxDepth now, and to be found
-    NODE_DEPARTED = 256         # a subject's file that lost its name: only its end is still reported
+    NODE_ENDING = 16384         # its watch is gone, but what it told until then is still held back
 
 cdef struct Node:
     uint32_t parent             # 0 for the top of a tree

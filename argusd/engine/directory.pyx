@@ -57,6 +57,10 @@ from argusd.includes.linux cimport IN_DELETE, IN_DELETE_SELF, IN_MODIFY, IN_MOVE
 from argusd.includes.pthread cimport load_int
 
 
+cdef enum:
+    PATIENCE = 8                    # looks at one directory by a first walk; the walker thread goes on
+
+
 cdef uint32_t wanted(const Subscription *subscription, bint quiet) noexcept nogil:
     cdef uint32_t mask = subscription.mask
     if mask & IN_MODIFY:
@@ -70,10 +74,6 @@ cdef uint32_t wanted(const Subscription *subscription, bint quiet) noexcept nogi
     if subscription.follow_move:
         mask |= IN_MOVE_SELF
     return mask
-
-
-cdef enum:
-    PATIENCE = 8                    # looks at one directory by a first walk; the walker thread goes on
 
 
 cdef void move_here(Walk *walk, uint32_t node, uint32_t serial, uint32_t other) noexcept nogil:

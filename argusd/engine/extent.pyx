@@ -27,6 +27,13 @@ cdef bint may_enter(Core *core, uint32_t parent, const char *name, size_t size) 
     return depth < DEPTH_MAX and (subscription.max_depth == 0 or depth < <uint32_t>subscription.max_depth)
 
 
+cdef void look_for(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil:
+    """There is, or may be, a directory of this name that the tree does not know."""
+    cdef uint32_t node = node_new(core, parent, core.nodes[parent].root, name, size)
+    if node:
+        job_push(core, node)
+
+
 cdef uint32_t unlisted(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil:
     """A node for a directory that was there before the listing of ``parent`` is over."""
     cdef uint32_t node = node_new(core, parent, core.nodes[parent].root, name, size)

@@ -16,6 +16,7 @@ cdef struct Held:
 
 cdef Limbo *limbo_push(Core *core, uint32_t node, uint32_t cookie) noexcept nogil
 cdef void limbo_free(Core *core, Limbo *limbo) noexcept nogil
+cdef Buffer limbo_take(Core *core, Limbo *limbo) noexcept nogil
 cdef Limbo *limbo_of(Core *core, uint32_t node) noexcept nogil
 cdef Limbo *limbo_by_cookie(Core *core, uint32_t cookie, const Root *root) noexcept nogil
 cdef Limbo *stayed(Core *core, uint32_t node) noexcept nogil

@@ -2,7 +2,7 @@
 """What is on the move: directories that left their place or lost it to others, until it is known where they are."""
 
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memset
 
 from argusd._records cimport buffer_add, buffer_free
 from argusd.engine.core cimport (
@@ -16,7 +16,7 @@ from argusd.engine.core cimport (
     monotonic_ns,
     name_hash,
 )
-from argusd.engine.tree cimport node_free_tree, node_is, node_move, node_unindex
+from argusd.engine.tree cimport node_free_tree, node_is, node_replace, node_unindex
 from argusd.engine.work cimport job_push
 from argusd.includes.linux cimport IN_MOVED_TO
 from argusd.includes.pthread cimport pthread_cond_signal
@@ -48,6 +48,15 @@ cdef void limbo_free(Core *core, Limbo *limbo) noexcept nogil:
     link[0] = limbo.next
     buffer_free(&limbo.deferred)
     free(limbo)
+
+
+cdef Buffer limbo_take(Core *core, Limbo *limbo) noexcept nogil:
+    """A directory is on the move no longer: what was held back of it, for the caller to replay and to free."""
+    cdef Buffer deferred = limbo.deferred
+    memset(&limbo.deferred, 0, sizeof(Buffer))
+    core.nodes[limbo.node].flags &= <unsigned short>~(NODE_LIMBO | NODE_DISPLACED)
+    limbo_free(core, limbo)
+    return deferred
 
 
 cdef Limbo *limbo_of(Core *core, uint32_t node) noexcept nogil:
@@ -154,21 +163,16 @@ cdef Limbo *displaced_as(Core *core, uint32_t node) noexcept nogil:
 cdef bint went_back(Core *core, uint32_t node) noexcept nogil:
     """A directory was moved that was taken to stay: it was not exchanged, but overwrote the other and went back."""
     cdef Limbo *limbo = stayed(core, node)
-    cdef char name[256]
-    cdef uint32_t parent
-    cdef size_t size
+    cdef uint32_t place
     if limbo == NULL:
         return False
     if not node_is(core, limbo.node, limbo.serial):     # to where nothing is watched
         limbo_free(core, limbo)
         node_free_tree(core, node)
         return True
-    parent = core.nodes[limbo.node].parent
-    size = core.nodes[limbo.node].name_size
-    memcpy(name, core.nodes[limbo.node].name, size + 1)
-    node_free_tree(core, limbo.node)
+    place = limbo.node
     limbo_free(core, limbo)
-    node_move(core, node, parent, name, size)
+    node_replace(core, place, node)
     job_push(core, node)
     return True
 

@@ -16,6 +16,7 @@ cdef bint is_before_look(Core *core, uint32_t node) noexcept nogil
 cdef uint32_t other_place(Core *core, uint32_t node, int wd) noexcept nogil
 cdef void node_move(Core *core, uint32_t node, uint32_t parent, const char *name, size_t size) noexcept nogil
 cdef void node_free_tree(Core *core, uint32_t node) noexcept nogil
+cdef void node_replace(Core *core, uint32_t place, uint32_t node) noexcept nogil
 cdef void node_free_below(Core *core, uint32_t node) noexcept nogil
 cdef uint32_t node_next(Core *core, uint32_t top, uint32_t node) noexcept nogil
 cdef uint32_t node_depth(Core *core, uint32_t node) noexcept nogil

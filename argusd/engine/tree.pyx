@@ -242,6 +242,15 @@ cdef void node_free_tree(Core *core, uint32_t node) noexcept nogil:
         at = parent
 
 
+cdef void node_replace(Core *core, uint32_t place, uint32_t node) noexcept nogil:
+    """Put ``node``, which is not above ``place``, where that is, which goes with all that is still below it."""
+    cdef char name[256]
+    cdef size_t size = core.nodes[place].name_size
+    memcpy(name, core.nodes[place].name, size + 1)
+    node_move(core, node, core.nodes[place].parent, name, size)     # first: it may come from below
+    node_free_tree(core, place)
+
+
 cdef void node_free_below(Core *core, uint32_t node) noexcept nogil:
     while core.nodes[node].first_child:
         node_free_tree(core, core.nodes[node].first_child)

@@ -22,8 +22,8 @@ from argusd._records cimport buffer_add, buffer_free, buffer_room
 from argusd.engine.core cimport (
     ANCHORED,
     LOOKED,
-    RELEASED,
     NOTICE_LIMIT,
+    RELEASED,
     WdEntry,
     core_lock,
     core_unlock,
@@ -249,19 +249,24 @@ cdef int parent_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     return fd
 
 
-cdef void put_off(Walk *walk, uint32_t node) noexcept nogil:
-    """Go on with ``node`` when the reader has taken over what was found there."""
+cdef bint jobs_add(Walk *walk, Job **jobs, uint32_t *count, uint32_t *capacity, uint32_t node) noexcept nogil:
     cdef Job *grown
-    if walk.later_count == walk.later_capacity:
-        grown = <Job *>realloc(walk.later, <size_t>(walk.later_capacity * 2 + 64) * sizeof(Job))
+    if count[0] == capacity[0]:
+        grown = <Job *>realloc(jobs[0], <size_t>(capacity[0] * 2 + 64) * sizeof(Job))
         if grown == NULL:
             walk.error = ENOMEM
-            return
-        walk.later = grown
-        walk.later_capacity = walk.later_capacity * 2 + 64
-    walk.later[walk.later_count].node = node
-    walk.later[walk.later_count].serial = walk.core.nodes[node].serial
-    walk.later_count += 1
+            return False
+        jobs[0] = grown
+        capacity[0] = capacity[0] * 2 + 64
+    jobs[0][count[0]].node = node
+    jobs[0][count[0]].serial = walk.core.nodes[node].serial
+    count[0] += 1
+    return True
+
+
+cdef void put_off(Walk *walk, uint32_t node) noexcept nogil:
+    """Go on with ``node`` when the reader has taken over what was found there."""
+    jobs_add(walk, &walk.later, &walk.later_count, &walk.later_capacity, node)
 
 
 cdef bint take_later(Walk *walk) noexcept nogil:
@@ -295,18 +300,7 @@ cdef void wait_for_reader(Core *core) noexcept nogil:
 
 
 cdef bint stack_push(Walk *walk, uint32_t node) noexcept nogil:
-    cdef Job *grown
-    if walk.stack_count == walk.stack_capacity:
-        grown = <Job *>realloc(walk.stack, <size_t>(walk.stack_capacity * 2 + 64) * sizeof(Job))
-        if grown == NULL:
-            walk.error = ENOMEM
-            return False
-        walk.stack = grown
-        walk.stack_capacity = walk.stack_capacity * 2 + 64
-    walk.stack[walk.stack_count].node = node
-    walk.stack[walk.stack_count].serial = walk.core.nodes[node].serial
-    walk.stack_count += 1
-    return True
+    return jobs_add(walk, &walk.stack, &walk.stack_count, &walk.stack_capacity, node)
 
 
 cdef void failed(Walk *walk, uint32_t node, int error) noexcept nogil:

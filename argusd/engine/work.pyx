@@ -29,7 +29,6 @@ from argusd.engine.tree cimport node_is, node_path
 from argusd.engine.window cimport window_free
 from argusd.includes.linux cimport close, write
 from argusd.includes.pthread cimport pthread_cond_destroy, pthread_cond_signal, pthread_mutex_destroy, swap_int
-from libc.stdint cimport int64_t
 
 
 cdef enum:
@@ -143,22 +142,25 @@ cdef void drop_stale(Core *core) noexcept nogil:
         fence_place(core)               # what waited for nothing but these goes on
 
 
+cdef void place_one(Core *core, uint64_t *fence, int64_t until_ns, int64_t now_ns, int64_t *first_ns) noexcept nogil:
+    if fence[0]:
+        return
+    if until_ns <= now_ns:
+        fence[0] = fence_place(core)
+    elif first_ns[0] == 0 or until_ns < first_ns[0]:
+        first_ns[0] = until_ns
+
+
 cdef int64_t place_due(Core *core, int64_t now_ns) noexcept nogil:
     """Place the mark of what has waited long enough; returns when the next will have, or 0. With the lock held."""
     cdef Retry *retry = core.retries
     cdef Limbo *limbo = core.limbo
     cdef int64_t first_ns = 0
     while retry != NULL:
-        if retry.fence == 0 and retry.until_ns <= now_ns:
-            retry.fence = fence_place(core)
-        elif retry.fence == 0 and (first_ns == 0 or retry.until_ns < first_ns):
-            first_ns = retry.until_ns
+        place_one(core, &retry.fence, retry.until_ns, now_ns, &first_ns)
         retry = retry.next
     while limbo != NULL:
-        if limbo.fence == 0 and limbo.until_ns <= now_ns:
-            limbo.fence = fence_place(core)
-        elif limbo.fence == 0 and (first_ns == 0 or limbo.until_ns < first_ns):
-            first_ns = limbo.until_ns
+        place_one(core, &limbo.fence, limbo.until_ns, now_ns, &first_ns)
         limbo = limbo.next
     return first_ns
 
