@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -19,10 +19,13 @@ from typing import Any, Final, Self
 import grpc
 
 from argusd.proto import argus_pb2, argus_pb2_grpc
+from tests import waiting
 
 ROOT: Final = Path(__file__).parent.parent
 COMMAND: Final = (sys.executable, "-m", "argusd")
 WAIT_S: Final = 10.0
+
+until = functools.partial(waiting.until, timeout_s=WAIT_S)
 _LISTENING: Final = re.compile(r"Server listening on ([^\s\"]+)")
 
 
@@ -172,14 +175,6 @@ class Daemon:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition; AssertionError when it does not come."""
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        select.select([], [], [], 0.01)
 
 
 def run_to_end(*flags: str, command: Sequence[str] = COMMAND, name: str = "") -> subprocess.CompletedProcess[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import itertools
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +16,7 @@ import pytest
 
 from argusd.proto import argus_pb2
 from demo.container import ProcessContainer, missing_for_runc
+from tests import waiting
 from tests.containers import rootfs_template
 from tests.daemon import Daemon
 from tests.e2e.controller import ArgusWatcher, Controller, Pod, Poll, edited
@@ -28,13 +29,7 @@ POLL_S: Final = 0.25
 RETRY_S: Final = 0.05
 WAIT_S: Final = 30.0
 
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for ``condition`` as long as a slow machine may take."""
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        threading.Event().wait(0.01)
+until = functools.partial(waiting.until, timeout_s=WAIT_S)
 
 
 def subject(*paths: str) -> argus_pb2.ArgusWatcherSubject:

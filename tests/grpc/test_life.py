@@ -6,7 +6,6 @@ import os
 import secrets
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -19,7 +18,7 @@ import pytest
 from argusd.proto import argus_pb2
 from demo.container import CGROUPS
 from tests.containers import RuncContainer, needs_runc, rootfs_template
-from tests.daemon import COMMAND, WAIT_S, Daemon
+from tests.daemon import COMMAND, WAIT_S, Daemon, until
 
 pytestmark = needs_runc
 
@@ -58,13 +57,6 @@ def stack() -> Iterator[ExitStack]:
 def start(stack: ExitStack) -> Start:
     """Start a container that ends with the test."""
     return lambda: stack.enter_context(RuncContainer())
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        threading.Event().wait(0.005)
 
 
 def config(*cids: str, path: str = "/data", **fields: Any) -> argus_pb2.ArgusdConfig:

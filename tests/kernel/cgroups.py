@@ -6,23 +6,13 @@ import errno
 import os
 import secrets
 import subprocess
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from argusd.containers import find
+from tests.waiting import until
 
-TIMEOUT_S = 20.0
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for ``condition`` as long as a slow machine may take."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        threading.Event().wait(0.005)
 
 
 def new_id() -> str:

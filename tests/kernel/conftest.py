@@ -11,6 +11,7 @@ import argusd.cgroups
 from tests.kernel.cgroups import Cgroups, mount_point
 from tests.kernel.container import Way
 from tests.kernel.story import Stage
+from tests.kernel.watching import Watching
 
 
 @pytest.fixture(params=[Way.OPENAT2, Way.SETNS], ids=lambda way: way.value)
@@ -37,3 +38,17 @@ def cgroups(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         yield groups
     finally:
         groups.remove()
+
+
+@pytest.fixture
+def watching(tmp_path: Path) -> Iterator[Watching]:
+    watching = Watching(tmp_path / "log")
+    yield watching
+    watching.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "watched"
+    folder.mkdir()
+    return folder

@@ -11,7 +11,8 @@ import pytest
 from argusd import cgroups as tree
 from argusd import containers, processes
 from argusd.containers import AmbiguousId, find
-from tests.kernel.cgroups import TIMEOUT_S, Cgroups, found_pid, mount_point, new_id
+from tests.kernel.cgroups import Cgroups, found_pid, mount_point, new_id
+from tests.waiting import TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from argusd.containers import AmbiguousId, Container, find, open_pid
-from tests.kernel.cgroups import TIMEOUT_S, Cgroups, child_of, descriptors, found_pid, new_id, start_time, stat_fields
+from tests.kernel.background import Background
+from tests.kernel.cgroups import Cgroups, child_of, descriptors, found_pid, new_id, start_time, stat_fields
+from tests.waiting import TIMEOUT_S
 
 FORMS = [
     "docker/{id}",
@@ -218,19 +220,12 @@ def test_processes_come_and_go_while_we_look(cgroups: Cgroups) -> None:
     full = new_id()
     folder = cgroups.make(f"docker/{full}")
     init = cgroups.start_init(folder)
-    stop = threading.Event()
 
-    def churn() -> None:
-        while not stop.is_set():
-            subprocess.run(["sh", "-c", 'echo $$ > "$0/cgroup.procs"', folder], check=True)
+    def come_and_go() -> None:
+        subprocess.run(["sh", "-c", 'echo $$ > "$0/cgroup.procs"', folder], check=True)
 
-    thread = threading.Thread(target=churn, name="churn")
-    thread.start()
-    try:
+    with Background(come_and_go):
         assert {found_pid(full) for _ in range(100)} == {init}
-    finally:
-        stop.set()
-        thread.join()
 
 
 def test_nothing_leaks(cgroups: Cgroups) -> None:

@@ -9,22 +9,19 @@ import os
 import select
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from argusd._inotify import COUNTED, EVENTS, Engine, Notice
+from argusd._inotify import EVENTS, Engine, Notice
 from argusd._output import Output
-from argusd._records import Encoder
-from argusd.templates import DEFAULT_WATCH_TEMPLATE
+from tests.kernel.watching import Watching
+from tests.waiting import TIMEOUT_S, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change sysctls and to mount")
 
-TIMEOUT_S = 20.0
-ALL = sum(EVENTS.values())
 INOTIFY = Path("/proc/sys/fs/inotify")
 
 # OPEN, MODIFY and CLOSE_WRITE for each file and round, made by another process.
@@ -37,78 +34,6 @@ for round in range(rounds):
         os.write(descriptor, b"x")
         os.close(descriptor)
 """
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for ``condition`` as long as a slow machine may take."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        threading.Event().wait(0.005)
-
-
-class Watching:
-    """An engine that watches as this process sees the files, with its lines in a file."""
-
-    def __init__(self, log: Path) -> None:
-        self.log = log
-        self.output = Output()
-        self.output.add_file(str(log), 1 << 30, 0)
-        self.engine = Engine(self.output)
-        self.engine.start()
-        self.counter = self.engine.new_counter()
-
-    def subscribe(self, folder: Path, mask: int = ALL) -> int:
-        """Register a recursive watch, not armed yet."""
-        pidfd = os.pidfd_open(os.getpid())
-        try:
-            return self.engine.subscribe(
-                Encoder(DEFAULT_WATCH_TEMPLATE.segments, "p", "n", "w", "c", []),
-                self.counter, os.getpid(), pidfd, [os.fsencode(folder)], mask, [], False, True, 0, False,
-            )  # fmt: skip
-        finally:
-            os.close(pidfd)
-
-    def watch(self, folder: Path, mask: int = ALL) -> int:
-        """Watch from now on."""
-        number = self.subscribe(folder, mask)
-        assert self.engine.arm(number).errors == (0,)
-        self.engine.switch([number], [])
-        return number
-
-    def counts(self) -> dict[str, int]:
-        """What was counted since the last call."""
-        return {COUNTED[kind]: count for counter, kind, count in self.engine.drain_counts() if counter == self.counter}
-
-    def settle(self) -> None:
-        """Wait until nothing is left to be done for what the reader has seen."""
-        until(self.engine.settled, "the engine comes to rest")
-
-    def expect(self, lines: int) -> None:
-        """Wait for so many lines in the log, and for no more."""
-        until(lambda: self.log.read_bytes().count(b"\n") >= lines, f"{lines} lines")
-        self.settle()
-        assert self.output.flush(TIMEOUT_S)
-        assert self.log.read_bytes().count(b"\n") == lines
-
-    def close(self) -> None:
-        """Stop in the order of the daemon."""
-        self.engine.close()
-        assert self.output.close(TIMEOUT_S)
-
-
-@pytest.fixture
-def watching(tmp_path: Path) -> Iterator[Watching]:
-    watching = Watching(tmp_path / "log")
-    yield watching
-    watching.close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "watched"
-    folder.mkdir()
-    return folder
 
 
 @contextlib.contextmanager

@@ -7,16 +7,16 @@ import ctypes
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import pytest
 
 from argusd._inotify import EVENTS, Engine
 from argusd._output import Output
 from tests.kernel import test_paths
+from tests.kernel.background import Background
 from tests.kernel.container import Container, Way
 from tests.kernel.story import TIMEOUT_S, Stage, Story, Watching, exchange, parse
 from tests.kernel.test_engine import descriptors
@@ -155,34 +155,6 @@ def in_fdinfo(path: Path) -> str:
     """Return how the list of watches names a file, with a comma for the blank."""
     status = path.stat()
     return f"ino:{status.st_ino:x},sdev:{os.major(status.st_dev) << 20 | os.minor(status.st_dev):x},"
-
-
-class Background:
-    """Does something again and again in a thread of its own, for as long as it is entered, and counts how often."""
-
-    def __init__(self, act: Callable[[], None]) -> None:
-        self._act = act
-        self._stop = threading.Event()
-        self.rounds = 0
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self._act()
-            self.rounds += 1
-
-    @property
-    def is_at_work(self) -> bool:
-        """False when it has failed; pytest tells then."""
-        return self._thread.is_alive()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def attack(stage: Stage, secret: Path, paths: Sequence[bytes], swap: Callable[[], None]) -> None:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from argusd._inotify import EVENTS
-from tests.kernel.test_engine import Watching, until
+from tests.kernel.background import Background
+from tests.kernel.watching import Watching
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as the other tests of the engine")
 
 DIRECTORIES = 20 * 40
 ROUNDS = 20
-
-
-@pytest.fixture
-def watching(tmp_path: Path) -> Iterator[Watching]:
-    watching = Watching(tmp_path / "log")
-    yield watching
-    watching.close()
 
 
 @pytest.fixture
@@ -50,25 +46,14 @@ def touch_beside(link: Path) -> None:
 def test_all_is_watched_when_the_first_walk_is_over(
     watching: Watching, tree: Path, touch: Callable[[Path], None]
 ) -> None:
-    over = threading.Event()
-
-    def disturb() -> None:
-        while not over.is_set():
-            touch(tree)
-
-    disturber = threading.Thread(target=disturb)
-    disturber.start()
     armed = []
-    try:
+    with Background(functools.partial(touch, tree)):
         for _round in range(ROUNDS):
             number = watching.subscribe(tree, EVENTS["CREATE"])
             assert watching.engine.arm(number).errors == (0,)
             armed.append(watching.engine.statistics()["watches"])
             watching.engine.switch([], [number])
             watching.settle()
-    finally:
-        over.set()
-        disturber.join()
     assert min(armed) > DIRECTORIES
 
 

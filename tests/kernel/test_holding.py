@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,23 +13,10 @@ import pytest
 from argusd._records import Encoder
 from argusd.containers import open_pid
 from argusd.templates import DEFAULT_WATCH_TEMPLATE
-from tests.kernel.test_engine import ALL, Watching, until
+from tests.kernel.watching import ALL, Watching
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to look into processes")
-
-
-@pytest.fixture
-def watching(tmp_path: Path) -> Iterator[Watching]:
-    watching = Watching(tmp_path / "log")
-    yield watching
-    watching.close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "watched"
-    folder.mkdir()
-    return folder
 
 
 def folder_of(pid: int) -> int:

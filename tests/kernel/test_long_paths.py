@@ -17,7 +17,7 @@ from argusd._inotify import EVENTS, Engine
 from argusd._output import JSON, Output
 from argusd._records import Encoder
 from argusd.templates import DEFAULT_WATCH_TEMPLATE
-from tests.kernel.test_engine import TIMEOUT_S, until
+from tests.waiting import TIMEOUT_S, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as the other tests of the engine")
 

@@ -14,7 +14,8 @@ import pytest
 from argusd._inotify import EVENTS
 from argusd._records import Encoder
 from argusd.templates import DEFAULT_WATCH_TEMPLATE
-from tests.kernel.test_engine import Watching, until
+from tests.kernel.watching import Watching
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
 

@@ -104,7 +104,7 @@ def kernel_watches(pid: int) -> list[str]:
 def watches_become(daemon: LoadedDaemon, expected: list[str]) -> list[str]:
     """Wait until the daemon's watches are the expected ones; returns what they are then, or when time is over."""
     with contextlib.suppress(AssertionError):
-        until(lambda: kernel_watches(daemon.process.pid) == expected, "these watches", CALL_S)
+        until(lambda: kernel_watches(daemon.process.pid) == expected, "these watches", timeout_s=CALL_S)
     return kernel_watches(daemon.process.pid)
 
 

@@ -143,7 +143,7 @@ class CheapContainer:
             self._process = None
             _libc.umount2(bytes(self.root), MNT_DETACH)
         if self._cgroup.exists():
-            until(self._removed, "a cgroup without processes", WAIT_S)
+            until(self._removed, "a cgroup without processes", timeout_s=WAIT_S)
         if self.root.exists():
             self.root.rmdir()
 
@@ -161,7 +161,7 @@ class CheapContainer:
             found[:] = [int(pid) for pid in pids if Path(f"/proc/{pid}/comm").read_text() == f"{Path(INIT[0]).name}\n"]
             return bool(found)
 
-        until(runs, f"the init of {self.id}", WAIT_S)
+        until(runs, f"the init of {self.id}", timeout_s=WAIT_S)
         return found[0]
 
 

@@ -62,6 +62,10 @@ def test_a_thousand_watches_leave_descriptors_threads_and_memory_alone(daemon: L
     for number in range(1000):
         cycle(daemon, folder, number)
     until(lambda: watches(daemon) == before[2], "the watches are gone")
-    until(lambda: (daemon.descriptors(), daemon.threads(), watches(daemon)) == before, "all is given back", CALL_S)
+    until(
+        lambda: (daemon.descriptors(), daemon.threads(), watches(daemon)) == before,
+        "all is given back",
+        timeout_s=CALL_S,
+    )
     assert daemon.resident_kib() - before_kib < RSS_TOLERANCE_KIB
     assert list(daemon.stub.GetWatchState(argus_pb2.Empty(), timeout=CALL_S)) == []

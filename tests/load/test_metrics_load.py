@@ -89,7 +89,7 @@ def test_two_clients_both_get_exactly_one_message_an_event(daemon: LoadedDaemon,
         for client in clients:
             client.read()
         run_producer(producer, folder, FILES, 15)
-        until(lambda: all(client.total >= 30_000 for client in clients), "all messages", 100)
+        until(lambda: all(client.total >= 30_000 for client in clients), "all messages", timeout_s=100)
         make_last_event(folder)  # counted later than any surplus
         until(lambda: all(client.counts[LAST] for client in clients), "the last message")
         assert [client.counts for client in clients] == [expected(30_000) + Counter([LAST])] * 2
@@ -114,7 +114,7 @@ def test_a_client_that_stops_reading_loses_nothing_and_costs_little(daemon: Load
         grown_kib = daemon.resident_kib() - before_kib
 
         stalled.read()
-        until(lambda: min(reading.total, stalled.total) >= 110_000, "all messages", 100)
+        until(lambda: min(reading.total, stalled.total) >= 110_000, "all messages", timeout_s=100)
         make_last_event(folder)
         until(lambda: reading.counts[LAST] and stalled.counts[LAST], "the last message")
         assert reading.counts == stalled.counts == expected(110_000) + Counter([LAST])

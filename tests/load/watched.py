@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -16,10 +15,13 @@ from typing import Any, Final, Self
 import grpc
 
 from argusd.proto import argus_pb2, argus_pb2_grpc
+from tests import waiting
 
 ROOT: Final = Path(__file__).parent.parent.parent
 WAIT_S: Final = 60.0
 CALL_S: Final = 10.0
+
+until = functools.partial(waiting.until, timeout_s=WAIT_S)
 LISTENING: Final = b"Server listening on "
 
 # Writes and closes files in turn, so that the kernel merges no event into the one before it: MODIFY, CLOSE_WRITE, …
@@ -42,14 +44,6 @@ int main(int argc, char **argv) {
     return 0;
 }
 """
-
-
-def until(condition: Callable[[], object], what: str, timeout_s: float = WAIT_S) -> None:
-    """Wait for ``condition``; a failure says ``what`` never came."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        threading.Event().wait(0.02)
 
 
 def build_producer(folder: Path) -> Path:

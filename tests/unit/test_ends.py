@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -13,8 +12,7 @@ import pytest
 
 from argusd.containers import Container, open_pid
 from argusd.ends import Ends
-
-WAIT_S = 10.0
+from tests.waiting import until_in_loop
 
 Start = Callable[[], int]
 
@@ -41,12 +39,6 @@ def start() -> Iterator[Start]:
             return process.pid
 
         yield start
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110  (there is no event to wait for)
-            await asyncio.sleep(0.001)
 
 
 class Recorder:
@@ -90,9 +82,9 @@ async def test_each_end_is_told_once(start: Start) -> None:
     for pid in (*pids, pids[0]):  # one of them twice
         recorder.add(pid)
     kill(pids[0])
-    await until(lambda: len(recorder.told) == 2)
+    await until_in_loop(lambda: len(recorder.told) == 2)
     kill(pids[2])
-    await until(lambda: len(recorder.told) == 3)
+    await until_in_loop(lambda: len(recorder.told) == 3)
     assert [container.pid for container in recorder.told] == [pids[0], pids[0], pids[2]]
     assert [container.pid for container in recorder.added] == [pids[1]]
     recorder.remove(recorder.added[0])
@@ -104,7 +96,7 @@ async def test_what_was_removed_is_not_told_of(start: Start) -> None:
     recorder.remove(recorder.add(first))
     recorder.add(second)
     kill(first, second)
-    await until(lambda: bool(recorder.told))
+    await until_in_loop(lambda: bool(recorder.told))
     assert [container.pid for container in recorder.told] == [second]
 
 
@@ -115,10 +107,10 @@ async def test_one_end_may_remove_another_that_is_due_as_well(start: Start) -> N
     for pid in pids:
         recorder.add(pid)
     kill(*pids)
-    await until(lambda: bool(recorder.told))
+    await until_in_loop(lambda: bool(recorder.told))
     recorder.add(start())  # with a descriptor that was used before
     kill(recorder.added[0].pid)
-    await until(lambda: len(recorder.told) == 2)
+    await until_in_loop(lambda: len(recorder.told) == 2)
     assert recorder.told[1].pid not in pids
 
 
@@ -128,4 +120,4 @@ async def test_nobody_looks_when_there_is_nothing_to_look_at(start: Start) -> No
     container = recorder.add(start())
     assert (recorder.ends._timer is None) == container.tells
     recorder.remove(container)
-    await until(lambda: recorder.ends._timer is None)
+    await until_in_loop(lambda: recorder.ends._timer is None)

@@ -10,27 +10,19 @@ import re
 import select
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from argusd._output import COLOUR, JSON, TEXT, Output
+from tests.waiting import until
 
 TIMEOUT_S = 20.0
 SMALLEST_RING = 4096
 TOLD = re.compile(rb"(\d+) log lines were dropped here")
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a file of somebody else")
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for ``condition`` as long as a slow machine may take."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        threading.Event().wait(0.005)
 
 
 class Pipe:

@@ -8,7 +8,7 @@ import errno
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from argusd.registry import Handle, Member, Registry, Watch, container_sets, mat
 from argusd.subjects import Subject, WatchRequest
 from argusd.templates import compile_format
 from tests.unit.fake_engine import FakeEngine
+from tests.waiting import until_in_loop
 
 WAIT_S = 10.0
 LATER_S = 3600.0
@@ -95,13 +96,6 @@ class Setup:
 
     async def destroy(self, node: str, pod: str, name: str, *pids: int) -> None:
         await self.registry.destroy(WatchKey(node, pod, name), pids)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop run until something is so."""
-    async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110  (there is no event to wait for)
-            await asyncio.sleep(0.001)
 
 
 def open_descriptors() -> int:
@@ -249,7 +243,7 @@ async def test_a_long_walk_goes_on_behind_the_answer(pods: Pods, caplog: pytest.
     assert setup.engine.watched() == {(pid, (b"/d",))}
     assert "is done" not in caplog.text
     go_on.set()
-    await until(lambda: "Walk of /d" in caplog.text)
+    await until_in_loop(lambda: "Walk of /d" in caplog.text)
 
 
 @pytest.mark.asyncio
@@ -259,11 +253,11 @@ async def test_container_end_drops_its_part_and_then_the_watch(pods: Pods) -> No
     await setup.create(request(), first, second)
     pods.end(first)
     assert setup.registry.state() == [Handle("n", "p", (second,))]  # also before the loop has turned
-    await until(lambda: setup.engine.watched() == {(second, (b"/d",))})
+    await until_in_loop(lambda: setup.engine.watched() == {(second, (b"/d",))})
     pods.end(second)
-    await until(lambda: not setup.engine.on)
+    await until_in_loop(lambda: not setup.engine.on)
     assert setup.registry.state() == []
-    await until(lambda: not setup.metrics._counters)
+    await until_in_loop(lambda: not setup.metrics._counters)
     assert open_descriptors() == before
 
 
@@ -295,12 +289,12 @@ async def test_old_watch_that_ends_during_its_update_leaves_nothing(pods: Pods) 
 
     setup.engine.walk = walk
     update = asyncio.ensure_future(setup.create(request(subject("/a"), subject("/b")), first, second))
-    await until(arming.is_set)
+    await until_in_loop(arming.is_set)
     pods.end(first)
-    await until(lambda: setup.registry.state() == [Handle("n", "p", (second,))])
+    await until_in_loop(lambda: setup.registry.state() == [Handle("n", "p", (second,))])
     go_on.set()
     await update
-    await until(lambda: setup.engine.watched() == {(second, (b"/a",)), (second, (b"/b",))})
+    await until_in_loop(lambda: setup.engine.watched() == {(second, (b"/a",)), (second, (b"/b",))})
     await setup.destroy("n", "p", "")
     assert setup.engine.on == set()
     assert set(setup.engine.subjects) == setup.engine.freed
@@ -352,7 +346,7 @@ async def test_destroy_waits_for_a_create_of_the_same_pod(pods: Pods) -> None:
 
     setup.engine.walk = walk
     create = asyncio.ensure_future(setup.create(request(), pid))
-    await until(arming.is_set)
+    await until_in_loop(arming.is_set)
     destroy = asyncio.ensure_future(setup.destroy("n", "p", ""))
     await asyncio.sleep(0)
     assert not destroy.done()

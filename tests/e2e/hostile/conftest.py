@@ -9,7 +9,8 @@ import pytest
 
 from demo.container import missing_for_runc
 from tests.daemon import Daemon
-from tests.e2e.hostile.hunt import Canaries, HostileContainer, Hunt, inodes_below, until, watched
+from tests.e2e.hostile.hunt import Canaries, HostileContainer, Hunt, inodes_below, watched
+from tests.waiting import until
 
 WAYS: Final = ("openat2", "setns")
 """The ways into a container: all tests of this folder go all ways."""

@@ -22,8 +22,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from argusd.proto import argus_pb2
 from demo.container import oci_spec
 from tests.containers import RuncContainer
 from tests.daemon import Daemon
+from tests.waiting import until
 
 WAIT_S: Final = 20.0
 COMMAND_NAME: Final = ") Z 1\n(sh\n"
@@ -44,14 +44,6 @@ _NEXT_LOOK_S: Final = 0.002
 
 Inode = tuple[int, int]
 """Device and number, as stat(2) gives them."""
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for ``condition`` as long as a slow machine may take."""
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        threading.Event().wait(0.005)
 
 
 def inode(path: Path) -> Inode:

@@ -22,9 +22,9 @@ from tests.e2e.hostile.hunt import (
     event_of,
     inode,
     report,
-    until,
     watched,
 )
+from tests.waiting import until
 
 
 def test_the_hunt_sees_what_it_is_for(daemon: Daemon, canaries: Canaries) -> None:

@@ -12,18 +12,8 @@ from typing import Final
 import pytest
 
 from tests.daemon import Daemon
-from tests.e2e.hostile.hunt import (
-    Canaries,
-    HostileContainer,
-    Hunt,
-    create,
-    destroy,
-    event_of,
-    inode,
-    report,
-    until,
-    watched,
-)
+from tests.e2e.hostile.hunt import Canaries, HostileContainer, Hunt, create, destroy, event_of, inode, report, watched
+from tests.waiting import until
 
 DEEP_LEVELS: Final = 4096
 

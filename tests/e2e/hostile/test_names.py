@@ -13,7 +13,8 @@ from typing import Final
 import pytest
 
 from tests.daemon import Daemon
-from tests.e2e.hostile.hunt import HostileContainer, Hunt, create, until
+from tests.e2e.hostile.hunt import HostileContainer, Hunt, create
+from tests.waiting import until
 
 LINE: Final = b"I1122 03:28:36.000000 1 _inotify.pyx:1] CREATE file 'shadow' (web-0:node1) "
 RECORD: Final = b'{"timestamp":"2026-11-22T03:28:36.000000Z","level":"INFO","event":"CREATE","pod":"web-0"}'

@@ -27,9 +27,9 @@ from tests.e2e.hostile.hunt import (
     inode,
     inodes_below,
     report,
-    until,
     watched,
 )
+from tests.waiting import until
 
 LIBRARIES: Final = ("lib", "lib64", "lib/x86_64-linux-gnu", "usr/lib", "usr/lib64", "usr/lib/x86_64-linux-gnu")
 

@@ -11,7 +11,8 @@ import grpc
 import pytest
 
 from tests.daemon import Daemon
-from tests.e2e.hostile.hunt import Canaries, HostileContainer, Hunt, create, destroy, event_of, until, watched
+from tests.e2e.hostile.hunt import Canaries, HostileContainer, Hunt, create, destroy, event_of, watched
+from tests.waiting import until
 
 ROUNDS: Final = int(os.environ.get("ARGUSD_HOSTILE_ROUNDS", "100000"))
 LOOKUPS: Final = int(os.environ.get("ARGUSD_HOSTILE_LOOKUPS", "10"))
