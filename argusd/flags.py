@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final, Literal, TypeAlias
@@ -92,16 +92,13 @@ def _services(text: str) -> tuple[str, ...]:
     return names
 
 
-def _log_style(text: str) -> str:
-    if text not in _LOG_STYLES:
-        raise ValueError(text)
-    return text
+def _choice(known: Collection[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in known:
+            raise ValueError(text)
+        return text
 
-
-def _way(text: str) -> str:
-    if text not in _WAYS:
-        raise ValueError(text)
-    return text
+    return parse
 
 
 def _address(text: str) -> str:
@@ -120,10 +117,13 @@ _FLAGS: Final = {
         _Flag("address", "string", _address, "Listen address.", "HOST:PORT, [IPV6]:PORT or unix:PATH"),
         _Flag("config", "string", str, "Static watches and guards, no controller needed. Not in this version."),
         _Flag(
-            "enter", "string", _way, "Way into containers: auto is openat2, or setns where openat2 is missing.",
-            "auto, openat2 or setns",
+            "enter", "string", _choice(_WAYS),
+            "Way into containers: auto is openat2, or setns where openat2 is missing.", "auto, openat2 or setns",
         ),
-        _Flag("log", "string", _log_style, "Log style: auto is text on a terminal, else JSON.", "auto, json or text"),
+        _Flag(
+            "log", "string", _choice(_LOG_STYLES),
+            "Log style: auto is text on a terminal, else JSON.", "auto, json or text",
+        ),
         _Flag("log_dir", "string", str, 'Folder that also gets the log as text, in argusd.INFO; "" turns it off.'),
         _Flag("reflection", "bool", _boolean, "Serve gRPC server reflection."),
         _Flag(
