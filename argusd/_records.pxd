@@ -7,6 +7,7 @@ cdef enum:
     FIELD_PATH
     FIELD_FILE
     FIELD_SEP
+    FIELD_RESPONSE
     FIELD_POD
     FIELD_NODE
     FIELD_TAGS
@@ -34,9 +35,10 @@ cdef struct Segment:
 
 # What does not change from event to event of one subscription.
 cdef struct Lines:
+    bint guard              # has a response, and no file
     int count
     Segment *segments
-    Text fields[FIELDS]     # those that are fixed; event, ftype, path, file and sep are set per event
+    Text fields[FIELDS]     # those that are fixed, from FIELD_POD on; the others are set per event
     Text json_tail          # from ,"pod": to the newline
 
 # The moment of a batch of events, in both line forms.
@@ -50,7 +52,8 @@ cdef bint buffer_room(Buffer *buffer, size_t size) noexcept nogil
 cdef void buffer_add(Buffer *buffer, const char *data, size_t size) noexcept nogil
 cdef void buffer_free(Buffer *buffer) noexcept nogil
 
-cdef void stamp_set(Stamp *stamp, long long realtime_ns, long thread_id) noexcept nogil
+# ``place`` is what glog has as FILE:LINE.
+cdef void stamp_set(Stamp *stamp, long long realtime_ns, long thread_id, const char *place) noexcept nogil
 cdef void sanitize_into(Buffer *out, const char *name, size_t size) noexcept nogil
 cdef void message_into(Buffer *out, const Lines *lines, const Text *fields) noexcept nogil
 cdef void json_into(Buffer *out, const Lines *lines, const Text *fields, const Stamp *stamp,
@@ -64,4 +67,5 @@ cdef class Encoder:
 
     cdef Text keep(self, bytes text)
     cdef int compile(self, segments) except -1
-    cdef bytes encode(self, str form, str event, str ftype, bytes path, bytes file, long long realtime_ns)
+    cdef bytes encode(self, str form, str event, str ftype, bytes path, bytes file, str response,
+                      long long realtime_ns)

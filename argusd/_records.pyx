@@ -203,16 +203,23 @@ cdef void json_into(Buffer *out, const Lines *lines, const Text *fields, const S
                     const char *message, size_t message_size) noexcept nogil:
     buffer_add(out, b'{"timestamp":"', 14)
     buffer_add(out, stamp.json, stamp.json_size)
-    buffer_add(out, b'","level":"INFO","logger":"argusd.events","message":"', 53)
+    if lines.guard:
+        buffer_add(out, b'","level":"INFO","logger":"janusd.events","message":"', 53)
+    else:
+        buffer_add(out, b'","level":"INFO","logger":"argusd.events","message":"', 53)
     json_escape_into(out, message, message_size)
+    if lines.guard:
+        buffer_add(out, b'","response":"', 14)
+        buffer_add(out, fields[FIELD_RESPONSE].data, fields[FIELD_RESPONSE].size)
     buffer_add(out, b'","event":"', 11)
     buffer_add(out, fields[FIELD_EVENT].data, fields[FIELD_EVENT].size)
     buffer_add(out, b'","ftype":"', 11)
     buffer_add(out, fields[FIELD_FTYPE].data, fields[FIELD_FTYPE].size)
     buffer_add(out, b'","path":"', 10)
     json_escape_into(out, fields[FIELD_PATH].data, fields[FIELD_PATH].size)
-    buffer_add(out, b'","file":"', 10)
-    json_escape_into(out, fields[FIELD_FILE].data, fields[FIELD_FILE].size)
+    if not lines.guard:
+        buffer_add(out, b'","file":"', 10)
+        json_escape_into(out, fields[FIELD_FILE].data, fields[FIELD_FILE].size)
     buffer_add(out, lines.json_tail.data, lines.json_tail.size)
 
 
@@ -227,7 +234,7 @@ cdef void text_into(Buffer *out, const Stamp *stamp, const char *message, size_t
     buffer_add(out, b"\n", 1)
 
 
-cdef void stamp_set(Stamp *stamp, long long realtime_ns, long thread_id) noexcept nogil:
+cdef void stamp_set(Stamp *stamp, long long realtime_ns, long thread_id, const char *place) noexcept nogil:
     cdef time_t seconds = <time_t>(realtime_ns // 1000000000)
     cdef int microseconds = <int>(realtime_ns % 1000000000 // 1000)
     cdef tm parts
@@ -238,7 +245,7 @@ cdef void stamp_set(Stamp *stamp, long long realtime_ns, long thread_id) noexcep
     localtime_r(&seconds, &parts)
     n = strftime(stamp.prefix, sizeof(stamp.prefix), b"I%m%d %H:%M:%S", &parts)
     stamp.prefix_size = n + <size_t>snprintf(
-        stamp.prefix + n, sizeof(stamp.prefix) - n, b".%06d %ld _inotify.pyx:1] ", microseconds, thread_id)
+        stamp.prefix + n, sizeof(stamp.prefix) - n, b".%06d %ld %s] ", microseconds, thread_id, place)
 
 
 cdef bytes sanitized(bytes name):
@@ -257,29 +264,32 @@ def sanitize(bytes name not None):
     return sanitized(name)
 
 
-cdef dict FIELD_NUMBERS = {
+cdef dict SHARED_FIELDS = {
     "event": FIELD_EVENT,
     "ftype": FIELD_FTYPE,
     "path": FIELD_PATH,
-    "file": FIELD_FILE,
-    "sep": FIELD_SEP,
     "pod": FIELD_POD,
     "node": FIELD_NODE,
     "tags": FIELD_TAGS,
 }
+cdef dict WATCH_FIELDS = SHARED_FIELDS | {"file": FIELD_FILE, "sep": FIELD_SEP}
+cdef dict GUARD_FIELDS = SHARED_FIELDS | {"response": FIELD_RESPONSE}
 
 
 cdef class Encoder:
-    def __cinit__(self, segments, str pod not None, str node not None, str watcher not None,
-                  str container not None, tags):
+    def __cinit__(self, segments, str pod not None, str node not None, str name not None,
+                  str container not None, tags, str kind not None="watcher"):
+        if kind not in ("watcher", "guard"):
+            raise ValueError(f"not a kind of line: {kind!r}")
+        self.lines.guard = kind == "guard"
         self.owned = []
-        clean = {name: sanitized(value.encode()) for name, value in
-                 {"pod": pod, "node": node, "watcher": watcher, "container": container}.items()}
+        clean = {key: sanitized(value.encode()) for key, value in
+                 {"pod": pod, "node": node, kind: name, "container": container}.items()}
         clean_tags = [(sanitized(key.encode()), sanitized(value.encode())) for key, value in tags]
         self.lines.fields[FIELD_POD] = self.keep(clean["pod"])
         self.lines.fields[FIELD_NODE] = self.keep(clean["node"])
         self.lines.fields[FIELD_TAGS] = self.keep(b",".join(b"%s=%s" % pair for pair in clean_tags))
-        tail = {name: value.decode() for name, value in clean.items()}
+        tail = {key: value.decode() for key, value in clean.items()}
         tail["tags"] = {key.decode(): value.decode() for key, value in clean_tags}
         text = json.dumps(tail, ensure_ascii=False, separators=(",", ":"))
         self.lines.json_tail = self.keep(b'",' + text[1:].encode() + b"\n")
@@ -298,6 +308,7 @@ cdef class Encoder:
     cdef int compile(self, segments) except -1:
         cdef Segment *segment
         cdef bytes fill
+        cdef dict numbers = GUARD_FIELDS if self.lines.guard else WATCH_FIELDS
         self.lines.segments = <Segment *>calloc(max(1, len(segments)), sizeof(Segment))
         if self.lines.segments == NULL:
             raise MemoryError
@@ -312,7 +323,7 @@ cdef class Encoder:
                     raise ValueError(f"not a format segment: {item!r}")
                 if sanitized(fill) != fill:
                     fill = b"?"     # no control character gets into a line as padding either
-                segment.field = FIELD_NUMBERS[name]
+                segment.field = numbers[name]
                 segment.fill_size = <int>len(fill)
                 memcpy(segment.fill, <const char *>fill, <size_t>len(fill))
                 segment.align = ord(align)
@@ -321,25 +332,27 @@ cdef class Encoder:
             self.lines.count += 1
         return 0
 
-    cdef bytes encode(self, str form, str event, str ftype, bytes path, bytes file, long long realtime_ns):
+    cdef bytes encode(self, str form, str event, str ftype, bytes path, bytes file, str response,
+                      long long realtime_ns):
         cdef Text fields[FIELDS]
         cdef Stamp stamp
         cdef Buffer message, line
-        cdef bytes event_bytes = event.encode(), ftype_bytes = ftype.encode()
+        cdef bytes event_bytes = event.encode(), ftype_bytes = ftype.encode(), response_bytes = response.encode()
         cdef bytes path_bytes = sanitized(path), file_bytes = sanitized(file)
         cdef bytes sep = b"/" if file and path != b"/" else b""
         memset(&message, 0, sizeof(Buffer))
         memset(&line, 0, sizeof(Buffer))
         memset(fields, 0, sizeof(fields))
         for number, text in ((FIELD_EVENT, event_bytes), (FIELD_FTYPE, ftype_bytes), (FIELD_PATH, path_bytes),
-                             (FIELD_FILE, file_bytes), (FIELD_SEP, sep)):
+                             (FIELD_FILE, file_bytes), (FIELD_SEP, sep), (FIELD_RESPONSE, response_bytes)):
             fields[<int>number].data = <bytes>text
             fields[<int>number].size = <size_t>len(text)
         try:
             message_into(&message, &self.lines, fields)
             if form == "message":
                 return message.data[:message.size] if message.size else b""
-            stamp_set(&stamp, realtime_ns, syscall(SYS_gettid))
+            stamp_set(&stamp, realtime_ns, syscall(SYS_gettid),
+                      b"_fanotify.pyx:1" if self.lines.guard else b"_inotify.pyx:1")
             if form == "json":
                 json_into(&line, &self.lines, fields, &stamp, message.data, message.size)
             else:
@@ -349,13 +362,14 @@ cdef class Encoder:
             buffer_free(&message)
             buffer_free(&line)
 
-    def message(self, str event not None, str ftype not None, bytes path not None, bytes file not None):
-        return self.encode("message", event, ftype, path, file, 0)
+    def message(self, str event not None, str ftype not None, bytes path not None, bytes file not None=b"",
+                str response not None=""):
+        return self.encode("message", event, ftype, path, file, response, 0)
 
     def json_line(self, str event not None, str ftype not None, bytes path not None, bytes file not None,
-                  long long realtime_ns):
-        return self.encode("json", event, ftype, path, file, realtime_ns)
+                  long long realtime_ns, str response not None=""):
+        return self.encode("json", event, ftype, path, file, response, realtime_ns)
 
     def text_line(self, str event not None, str ftype not None, bytes path not None, bytes file not None,
-                  long long realtime_ns):
-        return self.encode("text", event, ftype, path, file, realtime_ns)
+                  long long realtime_ns, str response not None=""):
+        return self.encode("text", event, ftype, path, file, response, realtime_ns)

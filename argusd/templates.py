@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from typing import Final, NoReturn, TypeAlias
 
 __all__ = [
+    "DEFAULT_GUARD_FORMAT",
+    "DEFAULT_GUARD_TEMPLATE",
     "DEFAULT_WATCH_FORMAT",
     "DEFAULT_WATCH_TEMPLATE",
+    "GUARD_FIELDS",
     "WATCH_FIELDS",
     "MalformedFormat",
     "Segment",
@@ -26,6 +29,11 @@ WATCH_FIELDS: Final = ("event", "ftype", "path", "file", "sep", "pod", "node", "
 """What a watch's format may name, in the order in which ``{}`` and ``{0}`` count."""
 
 DEFAULT_WATCH_FORMAT: Final = "{event} {ftype} '{path}{sep}{file}' ({pod}:{node}) {tags}"
+
+GUARD_FIELDS: Final = ("response", "event", "ftype", "path", "pod", "node", "tags")
+"""What a guard's format may name, in the same way."""
+
+DEFAULT_GUARD_FORMAT: Final = "<{response}> {event} {ftype} '{path}' ({pod}:{node}) {tags}"
 
 # A line is encoded for each event, on the reader thread: a format must not be able to make that slow or the line huge.
 _MAX_FORMAT_BYTES: Final = 4096
@@ -239,3 +247,4 @@ def render(template: Template, values: Mapping[str, str]) -> str:
 
 
 DEFAULT_WATCH_TEMPLATE: Final = compile_format(DEFAULT_WATCH_FORMAT)
+DEFAULT_GUARD_TEMPLATE: Final = compile_format(DEFAULT_GUARD_FORMAT, GUARD_FIELDS, DEFAULT_GUARD_FORMAT)

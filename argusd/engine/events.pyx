@@ -338,7 +338,8 @@ cdef void handle_batch(Reader *reader, size_t size, int *count) noexcept nogil:
     cdef int i
     count[0] = 0
     clock_gettime(CLOCK_REALTIME, &now)
-    stamp_set(&reader.stamp, <int64_t>now.tv_sec * 1000000000 + now.tv_nsec, reader.thread_id)
+    stamp_set(&reader.stamp, <int64_t>now.tv_sec * 1000000000 + now.tv_nsec, reader.thread_id,
+              b"_inotify.pyx:1")
     reader.counted = False
     reader.batch_ns = file_time()
     core_lock_first(reader.core)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import threading
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
@@ -16,54 +15,18 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from argusd._records import Encoder, sanitize
-from argusd.logs import LineHandler
 from argusd.templates import DEFAULT_WATCH_TEMPLATE, WATCH_FIELDS, MalformedFormat, Template, compile_format, render
-
-NOON_NS = 1_795_262_400_123_456_000
-BIDI = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-"""The Bidi_Control characters (Unicode's PropList.txt)."""
-
-# Bytes as an attacker would choose them: text, broken text, and pieces of the characters that must not get through.
-PIECES = st.sampled_from([
-    *(chr(code).encode() for code in (*range(0x20), 0x7F, 0x85, 0x9B, 0x061C, 0x200F, 0x2028, 0x202E, 0x2066, 0xFEFF)),
-    b'"', b"\\", b"\\n", b'","level":"ERROR', b"\x1b[31m", b"\xe2\x80", b"\xf0\x9f\x98\x80", b"\xed\xa0\x80",
-    b"\xf4\x90\x80\x80", b"\xc0\xaf", "ä€".encode(), b"I1218 14:03:22.123456 1 f:1] ",
-])  # fmt: skip
-NAMES = st.binary(max_size=60) | st.lists(PIECES | st.binary(max_size=4), max_size=12).map(b"".join)
-TEXTS = NAMES.map(lambda name: name.decode(errors="ignore")) | st.text(st.characters(codec="utf-8"), max_size=20)
-TAGS = st.dictionaries(TEXTS, TEXTS, max_size=4).map(lambda tags: sorted(tags.items()))
-SPECIFICATIONS = st.builds(
-    lambda name, fill, align, width, precision, kind: "{" + name + ":" + fill + align + width + precision + kind + "}",
-    st.sampled_from(WATCH_FIELDS),
-    st.sampled_from(["", "*", "ä", "😀", "\n", " "]),
-    st.sampled_from("<^>"),
-    st.sampled_from(["", "1", "7", "40"]),
-    st.sampled_from(["", ".0", ".1", ".5", ".30"]),
-    st.sampled_from(["", "s"]),
+from tests.unit.plain_lines import (
+    BIDI,
+    NAMES,
+    NOON_NS,
+    TAGS,
+    TEXTS,
+    escaped_template,
+    formats,
+    library_line,
+    plain_sanitize,
 )
-FORMATS = st.lists(
-    SPECIFICATIONS
-    | st.sampled_from([f"{{{name}}}" for name in WATCH_FIELDS] + ["{{", "}}", " ", "-", "€\n", "a'\"\\"]),
-    max_size=10,
-).map("".join) | st.text("{}:<>^.s0123 ab€\n", max_size=20)
-
-
-def plain_sanitize(name: bytes) -> str:
-    """Escape one character after another, as the contract says it."""
-    return "".join(_escaped(char) for char in name.decode(errors="surrogateescape"))
-
-
-def _escaped(char: str) -> str:
-    code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:
-        return f"\\x{code - 0xDC00:02x}"
-    if char in "\n\r\t":
-        return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[char]
-    if code < 0x80 and unicodedata.category(char) == "Cc":
-        return f"\\x{code:02x}"
-    if code in BIDI or unicodedata.category(char) in {"Cc", "Zl", "Zp"}:
-        return f"\\u{code:04x}"
-    return char
 
 
 def encoder(
@@ -76,27 +39,6 @@ def encoder(
 ) -> Encoder:
     """An encoder with a line's fixed parts."""
     return Encoder(template.segments, pod, node, watcher, container, tags)
-
-
-class KeptLine:
-    """A sink that keeps the JSON form of the last record."""
-
-    def __init__(self) -> None:
-        self.json_line = b""
-
-    def write(self, json_line: bytes, text_line: bytes, colour_line: bytes) -> None:
-        """Keep one of the forms."""
-        del text_line, colour_line
-        self.json_line = json_line
-
-
-def library_line(message: str, fields: Mapping[str, object], realtime_ns: int) -> bytes:
-    """The line that python-json-logger makes in the daemon's own log of a record with these fields."""
-    kept = KeptLine()
-    record = logging.makeLogRecord({"name": "argusd.events", "levelno": logging.INFO, "msg": message, **fields})
-    record.created = realtime_ns / 1e9
-    LineHandler(kept).emit(record)
-    return kept.json_line
 
 
 @pytest.mark.parametrize("byte", range(256))
@@ -172,7 +114,7 @@ def test_sanitized_text_is_one_line_without_control_characters(name: bytes) -> N
     assert sanitize(clean.encode()) == clean.encode()
 
 
-@given(FORMATS, NAMES, NAMES, TEXTS, TEXTS, TAGS)
+@given(formats(WATCH_FIELDS), NAMES, NAMES, TEXTS, TEXTS, TAGS)
 def test_message_is_what_the_plain_renderer_makes(
     text: str, path: bytes, file: bytes, pod: str, node: str, tags: list[tuple[str, str]]
 ) -> None:
@@ -191,18 +133,7 @@ def test_message_is_what_the_plain_renderer_makes(
         "tags": ",".join(f"{plain_sanitize(key.encode())}={plain_sanitize(value.encode())}" for key, value in tags),
     }
     message = encoder(template, pod, node, tags=tags).message("CREATE", "directory", path, file)
-    assert message.decode() == render(_clean(template), values)
-
-
-def _clean(template: Template) -> Template:
-    """The template as a line may hold it: its own text is the user's, and is escaped as well."""
-    segments = tuple(
-        plain_sanitize(segment).encode()
-        if isinstance(segment, bytes)
-        else (segment[0], segment[1] if plain_sanitize(segment[1]).encode() == segment[1] else b"?", *segment[2:])
-        for segment in template.segments
-    )
-    return Template(segments, template.source)
+    assert message.decode() == render(escaped_template(template), values)
 
 
 @given(NAMES, NAMES, TEXTS, TAGS, st.integers(0, 4_000_000_000_000_000))
@@ -223,7 +154,7 @@ def test_json_line_is_what_the_daemons_json_formatter_makes(
     }
     message = lines.message("MOVED_TO", "file", path, file).decode()
     line = lines.json_line("MOVED_TO", "file", path, file, realtime_us * 1000)
-    assert line == library_line(message, fields, realtime_us * 1000)
+    assert line == library_line("argusd.events", message, fields, realtime_us * 1000)
 
 
 @given(NAMES, NAMES, TEXTS, TAGS)
