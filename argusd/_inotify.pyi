@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple, final
 
+from argusd._fanotify import Guards
 from argusd._output import Output
 from argusd._records import Encoder
 
@@ -80,8 +81,28 @@ class Engine:
         ``pid`` is the container's init, ``pidfd`` holds it (duplicated here; the caller keeps its own). A descriptor
         of the folder ``/proc/PID`` will do where the kernel has no pidfds.
         """
+    def guard(
+        self,
+        guards: Guards,
+        encoder: Encoder,
+        pid: int,
+        pidfd: int,
+        deny: Sequence[bytes],
+        allow: Sequence[bytes],
+        mask: int,
+        only_dir: bool,
+        auto_allow_owner: bool,
+        audit: bool,
+    ) -> int:
+        """Register one guard subject in one container, without effect yet; returns its number, as ``subscribe`` does.
+
+        ``mask`` is of ``argusd._fanotify.EVENTS``; ``guards`` is always the same. Raises GuardError (init, audit).
+        """
     def arm(self, subscription: int) -> Armed:
         """Watch the subject's paths and, when it is recursive, the directories below.
+
+        Of a guard: mark its paths, those to be denied first, and see that an open of each is noticed. Raises
+        GuardError (mark, check) when a path that is there cannot be guarded.
 
         Blocks for as long as the walk takes, which a native thread does; call it from a thread that may wait. Stops
         early when the subscription is cancelled by ``switch``. Raises OSError ENOSPC or ENOMEM when the kernel has no
@@ -89,7 +110,7 @@ class Engine:
         DeniedError when its root is closed to us.
         """
     def switch(self, on: Sequence[int], off: Sequence[int]) -> bool:
-        """In one step for the reader: subscriptions ``on`` begin to report, ``off`` stop and are freed.
+        """In one step for the reader: subscriptions ``on`` begin to report or to guard, ``off`` stop and are freed.
 
         True when a walk still holds some that have stopped: they are freed by a later call.
         """
@@ -105,7 +126,8 @@ class Engine:
         ``overflow`` the kernel queue overflowed; ``limit`` a directory that appeared could not be watched (errno);
         ``depth`` a tree is deeper than can be watched (number: the limit).
         ``beyond`` a followed file was moved to where its path is too long to be used (path: the one before);
-        ``mounts`` a container has more mounts than are looked at (number: the limit, in bytes of mountinfo).
+        ``mounts`` a container has more mounts than are looked at (number: the limit, in bytes of mountinfo);
+        ``unguarded`` what a guarded path has come to stand for cannot be guarded (errno).
         """
     def statistics(self) -> dict[str, int]:
         """Counters since the start (``reads events lines overflows``) and what there is now (``watches nodes``)."""

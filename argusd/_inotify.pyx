@@ -18,6 +18,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strdup
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
+from argusd._fanotify cimport Guards, guard_error
 from argusd._output cimport Output
 from argusd._records cimport Buffer, Encoder, buffer_free
 from argusd.engine.anchors cimport root_end
@@ -37,6 +38,7 @@ from argusd.engine.core cimport (
 )
 from argusd.engine.entering cimport DENIED_ENTER, DENIED_ROOT, WAY_OPENAT2, WAY_SETNS, openat2_missing
 from argusd.engine.events cimport reader_free, reader_init, reader_main
+from argusd.engine.guarded cimport unguard_root
 from argusd.engine.mounts cimport mounts_remember
 from argusd.engine.opening cimport ended
 from argusd.engine.report cimport Reader
@@ -45,6 +47,7 @@ from argusd.engine.tree cimport node_is
 from argusd.engine.walk cimport Walk, walk_free, walk_init
 from argusd.engine.walker cimport walker
 from argusd.engine.work cimport core_free, root_armed, tell_python
+from argusd.guarding.guards cimport Guard, guards_switch
 from argusd.includes.linux cimport (
     EFD_CLOEXEC,
     EFD_NONBLOCK,
@@ -61,20 +64,15 @@ from argusd.includes.linux cimport (
     write,
 )
 from argusd.includes.pthread cimport (
-    SIG_SETMASK,
     load_int,
     pthread_cond_broadcast,
-    pthread_create,
     pthread_join,
-    pthread_setname_np,
-    pthread_sigmask,
     pthread_t,
     pthread_timedjoin_np,
-    sigfillset,
-    sigset_t,
     store_int,
     swap_u64,
 )
+from argusd.threads cimport thread_begin
 
 EVENTS = {
     "ACCESS": 0x1,
@@ -92,7 +90,7 @@ EVENTS = {
 }
 COUNTED = (*(name.lower() for name in EVENTS), "q_overflow")
 
-cdef tuple NOTICE_KINDS = ("overflow", "limit", "depth", "beyond", "mounts")
+cdef tuple NOTICE_KINDS = ("overflow", "limit", "depth", "beyond", "mounts", "unguarded")
 
 
 class Notice(NamedTuple):
@@ -146,6 +144,29 @@ cdef void *arm_all(void *argument) noexcept nogil:
     return NULL
 
 
+# The end of guards, likewise.
+cdef struct EndTask:
+    Core *core
+    Subscription *first
+    bint closed                     # there is nothing to be reached any more
+
+
+cdef void *unguard_all(void *argument) noexcept nogil:
+    cdef EndTask *task = <EndTask *>argument
+    cdef Subscription *subscription = task.first
+    cdef Walk walk
+    cdef int i
+    cdef bint blind = task.closed or walk_init(&walk, task.core) != 0
+    while subscription != NULL:
+        for i in range(subscription.root_count):
+            if subscription.guard != NULL:
+                unguard_root(NULL if blind else &walk, &subscription.roots[i])
+        subscription = subscription.next
+    if not blind:
+        walk_free(&walk)
+    return NULL
+
+
 cdef void subscription_free(Subscription *subscription) noexcept nogil:
     """Free what a subscription owns; its place is given back by the caller."""
     cdef int i
@@ -176,6 +197,7 @@ cdef class Engine:
     cdef dict counters              # counter number -> address
     cdef int last_counter
     cdef Subscription *ended        # switched off, but a walk still holds them
+    cdef Guards guards              # whose paths are looked up here, too
 
     def __cinit__(self, Output output not None, str enter="auto"):
         cdef int error, i, way
@@ -236,9 +258,7 @@ cdef class Engine:
         cdef Subscription *subscription
         cdef bytes text
         self.check_open()
-        subscription = <Subscription *>calloc(1, sizeof(Subscription))
-        if subscription == NULL:
-            raise MemoryError
+        subscription = new_subscription()
         subscription.mask = mask
         subscription.only_dir = only_dir
         subscription.recursive = recursive
@@ -259,16 +279,45 @@ cdef class Engine:
         except BaseException:
             subscription_free(subscription)
             raise
+        self.enlist(subscription)
+        self.encoders[subscription.number] = encoder
+        return subscription.number
+
+    def guard(self, Guards guards not None, Encoder encoder not None, int pid, int pidfd, deny, allow, uint32_t mask,
+              bint only_dir, bint auto_allow_owner, bint audit):
+        cdef Subscription *subscription
+        cdef int i
+        self.check_open()
+        if self.guards is not None and self.guards is not guards:
+            raise ValueError("an engine looks paths up for one Guards only")
+        subscription = new_subscription()
+        subscription.only_dir = only_dir
+        try:
+            subscription.roots = new_roots(subscription, [*deny, *allow])
+            subscription.place = self.place(pid, pidfd)
+            owner = pid if auto_allow_owner else 0
+            subscription.guard = guards.guard(self.last_number + 1, encoder, owner, mask, audit)
+        except BaseException:
+            if subscription.place != NULL:
+                self.leave_place(subscription.place)
+            subscription_free(subscription)
+            raise
+        for i in range(subscription.root_count):
+            subscription.roots[i].guarded.guard = subscription.guard
+            subscription.roots[i].guarded.deny = i < len(deny)
+        self.guards = guards
+        self.enlist(subscription)
+        return subscription.number
+
+    cdef void enlist(self, Subscription *subscription) noexcept:
         self.last_number += 1
         subscription.number = self.last_number
-        self.encoders[self.last_number] = encoder
         with nogil:
             core_lock(&self.core)
             subscription.next = self.core.subscriptions
             self.core.subscriptions = subscription
             pthread_cond_broadcast(&self.core.work)     # the walker looks at mounts from now on
             core_unlock(&self.core)
-        return self.last_number
 
     cdef Place *place(self, int pid, int pidfd) except NULL:
         """The place of a living process, shared by all its subscriptions."""
@@ -347,6 +396,9 @@ cdef class Engine:
             error = subscription.roots[i].error
             if error == ESRCH:
                 raise OSError(error, os.strerror(error), os.fsdecode(subscription.roots[i].path))
+            if subscription.roots[i].unguarded:
+                raise guard_error(subscription.guard.step, subscription.roots[i].unguarded,
+                                  os.fsdecode(subscription.roots[i].path))
         return Armed(
             tuple([subscription.roots[i].error for i in range(subscription.root_count)]),
             subscription.directories,
@@ -358,22 +410,39 @@ cdef class Engine:
         cdef vector on_numbers, off_numbers
         cdef Subscription *subscription
         cdef Subscription *dead
+        cdef Guard **affected = NULL
+        cdef int guards_on = 0, guards_off = 0
         cdef size_t i
         self.check_open()
         vector_fill(&on_numbers, on)
         vector_fill(&off_numbers, off)
+        affected = <Guard **>calloc(on_numbers.size + off_numbers.size + 1, sizeof(Guard *))
+        if affected == NULL:
+            raise MemoryError
         with nogil:                     # the reader may wait for this lock: never for the GIL meanwhile
             core_lock(&self.core)
             for i in range(on_numbers.size):
                 subscription = self.find(on_numbers.items[i])
-                if subscription != NULL:
-                    subscription.on = True
+                if subscription == NULL:
+                    continue
+                subscription.on = True
+                if subscription.guard != NULL:
+                    affected[guards_on] = subscription.guard
+                    guards_on += 1
+            for i in range(off_numbers.size):
+                subscription = self.find(off_numbers.items[i])
+                if subscription != NULL and subscription.guard != NULL:
+                    affected[guards_on + guards_off] = subscription.guard
+                    guards_off += 1
+            if guards_on + guards_off:
+                guards_switch(affected[0].gate, affected, guards_on, guards_off)
             for i in range(off_numbers.size):
                 self.end(off_numbers.items[i])
             dead = self.reap()
             core_unlock(&self.core)
             free(on_numbers.items)
             free(off_numbers.items)
+            free(affected)
         self.bury(dead)
         return self.ended != NULL
 
@@ -411,12 +480,34 @@ cdef class Engine:
 
     cdef void bury(self, Subscription *dead) noexcept:
         cdef Subscription *after
+        self.unguard(dead)
         while dead != NULL:
             after = dead.next
+            if dead.guard != NULL:
+                self.guards.end(dead.guard)
             self.encoders.pop(dead.number, None)
             self.leave_place(dead.place)
             subscription_free(dead)
             dead = after
+
+    cdef void unguard(self, Subscription *dead) noexcept:
+        """Take the marks of ended guards away, on a native thread, since that looks into containers."""
+        cdef pthread_t thread
+        cdef EndTask task
+        cdef Subscription *subscription = dead
+        cdef bint started = False
+        while subscription != NULL and subscription.guard == NULL:
+            subscription = subscription.next
+        if subscription == NULL:
+            return
+        task.core, task.first, task.closed = &self.core, subscription, self.closed
+        with nogil:
+            started = thread_begin(&thread, unguard_all, &task, b"walk") == 0
+            if started:
+                pthread_join(thread, NULL)
+        if not started:
+            task.closed = True
+            unguard_all(&task)
 
     # ---- counts and notices
 
@@ -591,6 +682,13 @@ cdef int vector_fill(vector *numbers, source) except -1:
     return 0
 
 
+cdef Subscription *new_subscription() except NULL:
+    cdef Subscription *subscription = <Subscription *>calloc(1, sizeof(Subscription))
+    if subscription == NULL:
+        raise MemoryError
+    return subscription
+
+
 cdef Root *new_roots(Subscription *subscription, paths) except NULL:
     cdef Root *roots = <Root *>calloc(max(1, len(paths)), sizeof(Root))
     cdef bytes text
@@ -609,13 +707,7 @@ cdef Root *new_roots(Subscription *subscription, paths) except NULL:
 
 cdef int thread_start(pthread_t *thread, void *(*body)(void *) noexcept nogil, void *argument,
                       const char *name) except -1:
-    cdef sigset_t every, before
-    cdef int error
-    sigfillset(&every)
-    pthread_sigmask(SIG_SETMASK, &every, &before)       # signals are the main thread's
-    error = pthread_create(thread, NULL, body, argument)
-    pthread_sigmask(SIG_SETMASK, &before, NULL)
+    cdef int error = thread_begin(thread, body, argument, name)
     if error:
         raise OSError(error, f"cannot start the {name.decode()} thread: {os.strerror(error)}")
-    pthread_setname_np(thread[0], name)
     return 0

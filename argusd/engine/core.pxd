@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from argusd._output cimport Sink
 from argusd._records cimport Buffer, Lines
+from argusd.guarding.guards cimport Guard, Guarded
 from argusd.includes.pthread cimport pthread_cond_t, pthread_mutex_t
 
 cdef enum:
@@ -104,6 +105,8 @@ cdef struct Root:
     size_t left_at              # how much had been held back by then
     size_t back_at              # and when something last came to the path
     bint mute                   # what happens is not under this path: the tree takes it in, nobody is told
+    Guarded guarded             # of a guard's path
+    int unguarded               # errno that kept the first look-up from guarding it, else 0
 
 cdef enum:
     TRIGGER_LAST = 1            # at the last name of the path
@@ -144,6 +147,7 @@ cdef struct Subscription:
     Root *roots
     Place *place
     const Lines *lines
+    Guard *guard                # its paths are guarded, and nothing of them is reported; else NULL
     Counter *counter
     uint64_t reported           # number of the last event reported: one report per event
     uint64_t directories        # armed by walks
@@ -266,6 +270,7 @@ cdef enum:
     NOTICE_DEPTH = 2
     NOTICE_BEYOND = 3
     NOTICE_MOUNTS = 4
+    NOTICE_UNGUARDED = 5
     DEPTH_MAX = 8192            # directories below a subject path; deeper ones are not watched
 
 cdef enum:

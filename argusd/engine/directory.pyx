@@ -73,6 +73,8 @@ cdef uint32_t wanted(const Subscription *subscription, bint quiet) noexcept nogi
             mask &= ~NOISY
     if subscription.follow_move:
         mask |= IN_MOVE_SELF
+    if subscription.guard != NULL:
+        mask |= IN_DELETE_SELF          # the kernel takes no empty mask
     return mask
 
 

@@ -256,7 +256,7 @@ cdef void overflow(Reader *reader) noexcept nogil:
     cdef Subscription *subscription = core.subscriptions
     reader.overflows += 1
     while subscription != NULL:
-        if subscription.on and subscription.counter.overflow != reader.overflows:
+        if subscription.on and subscription.guard == NULL and subscription.counter.overflow != reader.overflows:
             subscription.counter.overflow = reader.overflows
             add_u64(&subscription.counter.counts[OVERFLOW_INDEX], 1)
         subscription = subscription.next

@@ -12,7 +12,7 @@ Facts about subject paths that shape this file:
   stops at the root. So no link leads out of the container.
 """
 
-from libc.errno cimport ELOOP, EMFILE, ENAMETOOLONG, ENFILE, ENOMEM, ENOSPC, ENOTDIR, ESRCH, errno
+from libc.errno cimport ELOOP, EMFILE, ENAMETOOLONG, ENFILE, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESRCH, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strcmp, strlen, strrchr
 
@@ -24,6 +24,7 @@ from argusd.engine.core cimport (
     NODE_FIRST,
     NOISY,
     NOTICE_LIMIT,
+    NOTICE_UNGUARDED,
     Anchor,
     Core,
     Identity,
@@ -33,12 +34,14 @@ from argusd.engine.core cimport (
     wd_attach,
 )
 from argusd.engine.entering cimport open_name, open_plain_path
+from argusd.engine.guarded cimport guard_root
 from argusd.engine.listing cimport expect_echoes, list_directory
 from argusd.engine.opening cimport add_watch, identify, same_file, watch_any
 from argusd.engine.tree cimport is_ignored, node_free_tree, node_is, node_new
 from argusd.engine.walk cimport chain_push, node_open, walk_enter
 from argusd.engine.window cimport window_open
 from argusd.engine.work cimport notice_push, root_unsettle
+from argusd.guarding.guards cimport Finding
 from argusd.includes.linux cimport (
     AT_EMPTY_PATH,
     F_DUPFD_CLOEXEC,
@@ -70,6 +73,7 @@ cdef uint32_t STEP_EVENTS = IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO
 # Where a look-up has come to.
 cdef struct Search:
     int fd                          # O_PATH descriptor of the directory reached, or of what was found
+    int parent_fd                   # of the directory in which that was found by its name, or -1
     Buffer rest                     # what is still to be gone, with a zero byte at the end
     size_t at
     size_t own                      # bytes at the end of rest that are of the user's path, not of a link
@@ -87,7 +91,7 @@ cdef bint search_begin(Search *search, Walk *walk, Root *root) noexcept nogil:
     buffer_add(&search.rest, root.path, root.path_size + 1)
     core_unlock(walk.core)
     search.own = search.rest.size
-    search.step_wd = -1
+    search.step_wd = search.parent_fd = -1
     search.directory = True
     search.fd = open_plain_path(&walk.entrance, b"")
     return search.fd >= 0 and not search.rest.failed
@@ -96,6 +100,8 @@ cdef bint search_begin(Search *search, Walk *walk, Root *root) noexcept nogil:
 cdef void search_end(Search *search) noexcept nogil:
     if search.fd >= 0:
         close(search.fd)
+    if search.parent_fd >= 0:
+        close(search.parent_fd)
     buffer_free(&search.rest)
     buffer_free(&search.real)
 
@@ -197,7 +203,9 @@ cdef int go_name(Search *search, Walk *walk, Root *root, const char *name, bint 
         return error
     if (status.stx_mode & S_IFMT) == S_IFLNK:
         return go_link(search, walk, fd)
-    close(search.fd)
+    if search.parent_fd >= 0:
+        close(search.parent_fd)
+    search.parent_fd = search.fd
     search.fd = fd
     search.directory = (status.stx_mode & S_IFMT) == S_IFDIR
     if search.real.size:
@@ -288,13 +296,13 @@ cdef uint32_t arm_found(Walk *walk, Root *root, Search *search, int *error) noex
         root.unsure = True          # its events wait until its coming is reported
         if not same_file(&root.known, &root.found):
             core.nodes[node].flags |= NODE_CREATED
-            if search.directory:
+            if search.directory and root.subscription.guard == NULL:
                 window_open(core, node)
     if root.subscription.follow_move:
         hold_followed(root, fcntl(search.fd, F_DUPFD_CLOEXEC, 0), walk.initial)
     if search.directory:
         root.subscription.directories += 1
-    if search.directory and (tree or not walk.initial):
+    if search.directory and (tree or not walk.initial) and root.subscription.guard == NULL:
         expect_echoes(walk, wd, search.step_wd, search.step_name)
     return node
 
@@ -356,6 +364,31 @@ cdef bint stays_beyond(Walk *walk, Root *root) noexcept nogil:
     return beyond
 
 
+cdef bint last_is_missing(const Search *search, int error) noexcept nogil:
+    """Is only the last name of the path missing, from a directory that is there?"""
+    cdef size_t at = search.at
+    while search.rest.data[at] == c'/':
+        at += 1
+    return error == ENOENT and search.step_wd >= 0 and search.rest.data[at] == 0
+
+
+cdef int hand_over(Walk *walk, Root *root, Search *search, int error) noexcept nogil:
+    """Let the path's guard have what was found, or what is there of it. 0 or the errno that keeps it from guarding."""
+    cdef Finding finding
+    memset(&finding, 0, sizeof(finding))
+    finding.path, finding.path_size = root.path, root.path_size
+    finding.fd = finding.parent_fd = -1
+    finding.name = search.step_name
+    if not error:
+        finding.fd, finding.directory, finding.parent_fd = search.fd, search.directory, search.parent_fd
+    elif last_is_missing(search, error) and not root.subscription.only_dir:
+        finding.parent_fd = search.fd
+    error = guard_root(walk, root, &finding)
+    if walk.initial:
+        root.unguarded = error
+    return error
+
+
 cdef int look_up(Walk *walk, Root *root) noexcept nogil:
     """See what a subject path stands for, watch that, and walk it when it is another tree than before.
 
@@ -364,7 +397,7 @@ cdef int look_up(Walk *walk, Root *root) noexcept nogil:
     cdef Core *core = walk.core
     cdef Search search
     cdef uint32_t node = 0, serial = 0
-    cdef int wd = -1, error = walk_enter(walk, root)
+    cdef int wd = -1, unguarded = 0, error = walk_enter(walk, root)
     cdef bint tree
     if error or (not walk.initial and stays_beyond(walk, root)):
         return error
@@ -377,6 +410,8 @@ cdef int look_up(Walk *walk, Root *root) noexcept nogil:
         error = search_path(&search, walk, root)
     if not error and root.subscription.only_dir and not search.directory:
         error = ENOTDIR
+    if root.subscription.guard != NULL and not is_transient(error):
+        unguarded = hand_over(walk, root, &search, error)
     core_lock(core)
     if root.subscription.cancelled:
         error = ESRCH
@@ -389,10 +424,14 @@ cdef int look_up(Walk *walk, Root *root) noexcept nogil:
             root_unsettle(core, root)
             if is_transient(error):
                 notice_push(core, NOTICE_LIMIT, root.subscription.number, error, 0, root.top)
+            if unguarded:
+                notice_push(core, NOTICE_UNGUARDED, root.subscription.number, unguarded, root.guarded.guard.step,
+                            root.next_top if root.next_top else root.top)
     core_unlock(core)
     if walk.initial and is_transient(error):
         walk.error = error
-    tree = node and search.directory and (root.subscription.recursive or not walk.initial)
+    tree = (node and search.directory and (root.subscription.recursive or not walk.initial)
+            and root.subscription.guard == NULL)
     if tree:
         chain_push(walk, node, serial, search.fd)
         list_directory(walk, node, serial, search.fd, wd)

@@ -1,0 +1,21 @@
+# The face of the guards, for the engine.
+
+from libc.stdint cimport uint32_t
+
+from argusd._output cimport Output
+from argusd._records cimport Encoder
+from argusd.guarding.guards cimport Gate, Guard
+
+cdef class Guards:
+    cdef Gate gate
+    cdef Output output              # kept: the reporter writes to its sinks
+    cdef dict encoders              # number of the guard -> Encoder, for as long as a line may be made
+    cdef dict ending                # number of the guard -> in how many groups it is still to be seen off
+    cdef unsigned long long told_dropped, told_failed
+    cdef bint started, closed, told_broken
+
+    cdef Guard *guard(self, int number, Encoder encoder, int owner, uint32_t bits, bint audit) except NULL
+    cdef void end(self, Guard *guard) noexcept
+    cdef void forget(self) noexcept
+
+cdef object guard_error(int step, int error, path)

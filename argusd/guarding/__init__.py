@@ -1,0 +1,1 @@
+"""The guard engine, native: nothing in here is for Python but through ``argusd._fanotify``."""

@@ -1,0 +1,35 @@
+# Who asks for what: one permission event.
+
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+
+from argusd.guarding.table cimport Group
+
+cdef enum:
+    TEXT = 4096                     # bytes of a path that the kernel tells, at the most
+    PARENT_UNASKED = 0
+    PARENT_KNOWN = 1
+    PARENT_UNKNOWN = 2
+
+cdef struct Asked:
+    int32_t fd
+    int32_t pid
+    int event                       # OPEN or ACCESS
+    uint32_t bit
+    uint64_t device
+    uint64_t inode
+    uint64_t mount
+    bint directory
+    bint nameless                   # the file has lost its name
+    bint hit                        # it is guarded itself
+    bint denied
+    int parent_pid                  # of the process, -1 when not asked for yet
+    int parent                      # PARENT_*
+    uint64_t parent_device
+    uint64_t parent_inode
+    const char *name                # in its directory
+    size_t name_size
+    char text[TEXT + 16]            # where the file is, as the kernel tells it
+
+cdef bint ask_file(Asked *asked) noexcept nogil
+cdef void ask_parent(Group *group, Asked *asked) noexcept nogil
+cdef int ask_parent_pid(Group *group, Asked *asked) noexcept nogil

@@ -1,0 +1,220 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""What the responder asks the kernel about an event, all of it without waiting.
+
+Facts about permission events that shape this file:
+
+* An event brings a descriptor of the file and the number of the process, which waits and so keeps its number. It does
+  not say which mark it is owed to: of a child of a marked directory the directory has to be found out.
+* The link of a descriptor in /proc/self/fd tells the name by which the file was opened, in the mount namespace in which
+  it was opened. Reading it opens nothing, and takes 2 us where the answer takes 45.
+* Where that is not a place that is guarded, because a host process or another container sees the same directory
+  elsewhere, the path is looked up from the root of the process, by names that the kernel has in its cache
+  (RESOLVE_CACHED, Linux 5.12) and with O_PATH: no file system is asked, nothing is opened, no event is made.
+* The parent of a process is told by its pidfd (PIDFD_GET_INFO, Linux 6.13), else by /proc/PID/stat. There the name of
+  the command stands in brackets and may hold any byte but zero, brackets too: what follows the last one counts. Files
+  in /proc cannot be guarded, so that opening one makes no event.
+"""
+
+from libc.stdio cimport snprintf
+from libc.stdlib cimport atoi
+from libc.string cimport memcmp, memcpy, memset
+
+from argusd.guarding.table cimport BUCKETS, Entry, hash_text
+from argusd.includes.fanotify cimport (
+    PIDFD_GET_INFO,
+    RESOLVE_CACHED,
+    STATX_MNT_ID,
+    SYS_pidfd_open,
+    ioctl,
+    mount_of,
+    pidfd_info,
+)
+from argusd.includes.linux cimport (
+    AT_EMPTY_PATH,
+    AT_STATX_DONT_SYNC,
+    O_CLOEXEC,
+    O_DIRECTORY,
+    O_NOFOLLOW,
+    O_PATH,
+    O_RDONLY,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
+    STATX_INO,
+    STATX_NLINK,
+    STATX_TYPE,
+    S_ISDIR,
+    SYS_openat2,
+    close,
+    memrchr,
+    open_how,
+    openat,
+    read,
+    readlinkat,
+    statx,
+    statx_t,
+    syscall,
+)
+
+
+cdef enum:
+    LOOKUPS = 4                     # of a path, where a rename disturbs
+
+
+cdef bint ask_file(Asked *asked) noexcept nogil:
+    """Find out which file it is. Of a file that is open already nothing is asked but the kernel."""
+    cdef statx_t status
+    if statx(asked.fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO | STATX_TYPE | STATX_NLINK | STATX_MNT_ID,
+             &status) != 0:
+        return False
+    asked.device = <uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor
+    asked.inode = status.stx_ino
+    asked.mount = mount_of(&status) if status.stx_mask & STATX_MNT_ID else 0
+    asked.directory = S_ISDIR(status.stx_mode)
+    asked.nameless = status.stx_nlink == 0
+    return True
+
+
+cdef bint ask_name(Group *group, Asked *asked) noexcept nogil:
+    """Read by what path the file was opened, and take it apart."""
+    cdef char link[16]
+    cdef const char *slash
+    cdef ssize_t size
+    snprintf(link, sizeof(link), b"%d", asked.fd)
+    size = readlinkat(group.links_fd, link, asked.text, TEXT)
+    if size <= 0 or size >= TEXT or asked.text[0] != c'/':
+        return False
+    if asked.nameless and size > 10 and memcmp(asked.text + size - 10, b" (deleted)", 10) == 0:
+        size -= 10
+    asked.text[size] = 0
+    slash = <const char *>memrchr(asked.text, c'/', <size_t>size)
+    asked.name = slash + 1
+    asked.name_size = <size_t>(asked.text + size - asked.name)
+    return asked.name_size > 0
+
+
+cdef const Entry *at_place(Group *group, const Asked *asked) noexcept nogil:
+    """Something in the directory that the path names, if that is a place that is known."""
+    cdef size_t size = <size_t>(asked.name - asked.text) - 1
+    cdef uint64_t hashed
+    cdef const Entry *entry
+    if size == 0:
+        size = 1                    # the slash of the root directory itself
+    hashed = hash_text(asked.text, size)
+    entry = group.by_place[hashed & (BUCKETS - 1)]
+    while entry != NULL:
+        if (entry.place_hash == hashed and entry.place_size == size and entry.mount == asked.mount
+                and memcmp(entry.place, asked.text, size) == 0):
+            return entry
+        entry = entry.next_by_place
+    return NULL
+
+
+cdef int look_up(int directory, const char *path, int flags) noexcept nogil:
+    cdef open_how how
+    cdef long fd = -1
+    cdef int _attempt
+    memset(&how, 0, sizeof(how))
+    how.flags = <unsigned long long>(O_PATH | O_CLOEXEC | O_NOFOLLOW | flags)
+    how.resolve = RESOLVE_CACHED | RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+    for _attempt in range(LOOKUPS):
+        fd = syscall(SYS_openat2, directory, path, &how, sizeof(how))
+        if fd >= 0:
+            return <int>fd
+    return -1
+
+
+cdef bint is_child(int directory, const Asked *asked) noexcept nogil:
+    """Does the name lead from there to the file that was opened?"""
+    cdef statx_t status
+    cdef bint same
+    cdef int fd = look_up(directory, asked.name, 0)
+    if fd < 0:
+        return False
+    same = (statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &status) == 0
+            and status.stx_ino == asked.inode
+            and (<uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor) == asked.device)
+    close(fd)
+    return same
+
+
+cdef bint from_root(int root, Asked *asked) noexcept nogil:
+    """Look the directory up below ``root``; True when it is there."""
+    cdef char directory[TEXT + 16]
+    cdef size_t size = <size_t>(asked.name - asked.text)
+    cdef statx_t status
+    cdef bint found = False
+    cdef int fd
+    memcpy(directory, asked.text, size)
+    directory[size] = c'.'
+    directory[size + 1] = 0
+    fd = look_up(root, directory, O_DIRECTORY)
+    if fd < 0:
+        return False
+    if statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &status) == 0 and is_child(fd, asked):
+        asked.parent_device = <uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor
+        asked.parent_inode = status.stx_ino
+        found = True
+    close(fd)
+    return found
+
+
+cdef void ask_parent(Group *group, Asked *asked) noexcept nogil:
+    """Find out in which directory the file was opened, and by which name."""
+    cdef const Entry *entry
+    cdef char path[32]
+    cdef int root
+    if asked.parent != PARENT_UNASKED:
+        return
+    asked.parent = PARENT_UNKNOWN
+    if not ask_name(group, asked):
+        return
+    entry = at_place(group, asked)
+    if entry != NULL:
+        asked.parent_device, asked.parent_inode = entry.device, entry.inode
+        asked.parent = PARENT_KNOWN
+        return
+    snprintf(path, sizeof(path), b"%d/root", asked.pid)
+    root = openat(group.proc_fd, path, O_PATH | O_DIRECTORY | O_CLOEXEC)
+    if root < 0:
+        return
+    if from_root(root, asked):
+        asked.parent = PARENT_KNOWN
+    close(root)
+
+
+cdef int stat_parent(const char *text, size_t size) noexcept nogil:
+    """Field 4 of proc_pid_stat(5); 0 when it is not there."""
+    cdef const char *bracket = <const char *>memrchr(text, c')', size)
+    if bracket == NULL or bracket + 4 >= text + size:
+        return 0
+    return atoi(bracket + 4)        # ") S 123"
+
+
+cdef int ask_parent_pid(Group *group, Asked *asked) noexcept nogil:
+    """The parent of the process that asks; 0 when it has none that we can see, or has ended."""
+    cdef pidfd_info info
+    cdef char path[32]
+    cdef char text[512]
+    cdef ssize_t size
+    cdef int fd
+    if asked.parent_pid >= 0:
+        return asked.parent_pid
+    asked.parent_pid = 0
+    fd = <int>syscall(SYS_pidfd_open, asked.pid, 0)
+    if fd >= 0:
+        memset(&info, 0, sizeof(info))
+        if ioctl(fd, PIDFD_GET_INFO, &info) == 0:
+            asked.parent_pid = <int>info.ppid
+            close(fd)
+            return asked.parent_pid
+        close(fd)
+    snprintf(path, sizeof(path), b"%d/stat", asked.pid)
+    fd = openat(group.proc_fd, path, O_RDONLY | O_CLOEXEC)
+    if fd >= 0:
+        size = read(fd, text, sizeof(text) - 1)
+        close(fd)
+        if size > 0:
+            text[size] = 0
+            asked.parent_pid = stat_parent(text, <size_t>size)
+    return asked.parent_pid

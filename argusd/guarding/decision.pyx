@@ -1,0 +1,77 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""What the answer to one event is: deny beats allow, and what is not guarded is allowed.
+
+A file can be guarded itself, as a child of a directory, or by its name in one. The name by which it was opened is
+asked for only where the answer depends on it: not when the file itself is denied, nor when no child of any directory
+is, nor when every one of them is. What cannot be found out, since the process sees the directory where we cannot look
+it up without waiting, is denied if it may be something that is denied.
+"""
+
+from libc.string cimport memcmp
+
+from argusd.guarding.asking cimport PARENT_KNOWN, ask_parent, ask_parent_pid
+from argusd.guarding.table cimport BUCKETS, FOLDER, ITSELF, NAME, inode_bucket
+from argusd.includes.pthread cimport load_int
+
+
+cdef bint concerns(const Asked *asked, const Entry *entry) noexcept nogil:
+    return entry.subject.on and entry.bits & asked.bit
+
+
+cdef bint denies(Group *group, Asked *asked, const Entry *entry) noexcept nogil:
+    cdef int owner = entry.subject.owner
+    if not entry.deny:
+        return False
+    return not owner or (asked.pid != owner and ask_parent_pid(group, asked) != owner)
+
+
+cdef bint is_self(const Asked *asked, const Entry *entry) noexcept nogil:
+    return entry.kind != NAME and entry.inode == asked.inode and entry.device == asked.device
+
+
+cdef bint fits(const Asked *asked, const Entry *entry) noexcept nogil:
+    return entry.kind == FOLDER or (entry.kind == NAME and entry.name_size == asked.name_size
+                                    and memcmp(entry.name, asked.name, asked.name_size) == 0)
+
+
+cdef bint is_child_of(const Asked *asked, const Entry *entry) noexcept nogil:
+    return (entry.inode == asked.parent_inode and entry.device == asked.parent_device and fits(asked, entry))
+
+
+cdef bint may_be_child_of(const Asked *asked, const Entry *entry) noexcept nogil:
+    """With the directory unknown: files of one directory may have other device numbers than it (overlayfs)."""
+    if entry.kind == ITSELF or (asked.name != NULL and not fits(asked, entry)):
+        return False
+    return entry.device == asked.device or entry.mount == asked.mount
+
+
+cdef bint decide(Group *group, Asked *asked) noexcept nogil:
+    """True when the process is to be refused."""
+    cdef const Entry *entry = group.by_inode[inode_bucket(asked.device, asked.inode)]
+    cdef int i
+    while entry != NULL:
+        if is_self(asked, entry) and concerns(asked, entry):
+            asked.hit = True
+            if denies(group, asked, entry):
+                return True
+        entry = entry.next_by_inode
+    if group.denying[asked.event] == 0:
+        return False
+    if (not asked.hit and not asked.directory and load_int(&group.strays) == 0
+            and group.strict[asked.event] + group.files_on == group.entries):
+        return True
+    ask_parent(group, asked)
+    if asked.parent == PARENT_KNOWN:
+        entry = group.by_inode[inode_bucket(asked.parent_device, asked.parent_inode)]
+        while entry != NULL:
+            if is_child_of(asked, entry) and concerns(asked, entry) and denies(group, asked, entry):
+                return True
+            entry = entry.next_by_inode
+        return False
+    for i in range(BUCKETS):
+        entry = group.by_inode[i]
+        while entry != NULL:
+            if may_be_child_of(asked, entry) and concerns(asked, entry) and denies(group, asked, entry):
+                return True
+            entry = entry.next_by_inode
+    return False

@@ -1,0 +1,60 @@
+# Guards as the engine has them: one for each subject in each container.
+
+from libc.stdint cimport uint32_t
+
+from argusd._records cimport Lines
+from argusd.guarding.reporter cimport GROUPS, Reporter
+from argusd.guarding.table cimport Entry, Group, Subject
+from argusd.includes.pthread cimport pthread_mutex_t, pthread_t
+
+# Which step of making a guard has failed.
+cdef enum:
+    STEP_INIT = 0
+    STEP_AUDIT = 1
+    STEP_MARK = 2
+    STEP_CHECK = 3
+
+# All of them together.
+cdef struct Gate:
+    Reporter reporter
+    pthread_t reporter_thread
+    pthread_mutex_t lock            # guards what is below, and whether a guard is on
+    bint closed
+    bint ended                      # all threads have; only then their memory may be freed
+
+# One subject in one container.
+cdef struct Guard:
+    Gate *gate
+    int number
+    uint32_t bits                   # FAN_OPEN_PERM, FAN_ACCESS_PERM
+    int owner
+    bint audit
+    bint on
+    const Lines *lines
+    Subject *subjects[2]            # in the groups for local and for remote file systems; NULL when not needed yet
+    int step                        # of the last failure
+
+# One of its paths.
+cdef struct Guarded:
+    Guard *guard
+    bint deny
+    Entry *entries                  # what it stands for
+
+# What a look-up of a subject path has found; a descriptor that there is not is -1, all are O_PATH.
+cdef struct Finding:
+    const char *path                # as the user gave it
+    size_t path_size
+    int fd                          # what is there
+    bint directory
+    int parent_fd                   # the directory of the last name
+    const char *name                # the last name
+
+cdef int gate_init(Gate *gate) noexcept nogil
+cdef int gate_open(Gate *gate, bint audit, int *step) noexcept nogil
+cdef void gate_close(Gate *gate, int timeout_ms) noexcept nogil
+cdef void gate_free(Gate *gate) noexcept nogil
+cdef int guarded_take(Guarded *guarded, const Finding *finding, Entry **old) noexcept nogil
+cdef int guarded_check(Guarded *guarded, const Finding *finding) noexcept nogil
+cdef void guarded_drop(Guarded *guarded, Entry *entry, int fd) noexcept nogil
+cdef void guards_switch(Gate *gate, Guard **guards, int on_count, int off_count) noexcept nogil
+cdef int guard_end(Guard *guard) noexcept nogil

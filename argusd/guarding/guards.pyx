@@ -1,0 +1,542 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""Guards: marking what their paths stand for, in the group that it belongs to.
+
+What is marked follows from how a guard can be got round:
+
+* A file is marked itself, and its name in its directory: a file that is renamed over it, or made anew, is guarded from
+  its first moment, though the path has not been looked up again yet.
+* A name that is missing is guarded likewise, as long as its directory is there.
+* A directory is marked with its direct children.
+
+The new is marked before the old is let go. The order of each change is note, mark, and in the end mark, note: so no
+event of a mark is answered by a responder that does not know of it.
+"""
+
+from libc.errno cimport EIO, ENOMEM, errno
+from libc.stdio cimport snprintf
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport abort, calloc, free, malloc
+from libc.string cimport memcmp, memcpy, strdup, strlen
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+from posix.unistd cimport getpid
+
+from argusd.guarding.marks cimport mark_again, mark_drop, mark_set, marks_free
+from argusd.guarding.reporter cimport reporter_main
+from argusd.guarding.responder cimport respond, responder_size
+from argusd.guarding.table cimport (
+    CHECKED,
+    CHECKING,
+    FOLDER,
+    ITSELF,
+    NAME,
+    NOTE_ADD,
+    NOTE_END,
+    NOTE_REMOVE,
+    NOTE_SWITCH,
+    RING,
+    UNCHECKED,
+    Note,
+    entry_free,
+    hash_text,
+    note_push,
+    note_send,
+)
+from argusd.includes.fanotify cimport (
+    FAN_CLASS_CONTENT,
+    FAN_CLOEXEC,
+    FAN_ENABLE_AUDIT,
+    FAN_NONBLOCK,
+    FAN_OPEN_PERM,
+    FAN_UNLIMITED_MARKS,
+    FAN_UNLIMITED_QUEUE,
+    STATX_MNT_ID,
+    fanotify_init,
+    fstatfs,
+    mount_of,
+    statfs_t,
+)
+from argusd.includes.linux cimport (
+    AT_EMPTY_PATH,
+    EFD_CLOEXEC,
+    EFD_NONBLOCK,
+    F_DUPFD_CLOEXEC,
+    MAP_ANONYMOUS,
+    MAP_FAILED,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    O_CLOEXEC,
+    O_DIRECTORY,
+    O_LARGEFILE,
+    O_NOATIME,
+    O_NOCTTY,
+    O_NONBLOCK,
+    O_PATH,
+    O_RDONLY,
+    PROT_READ,
+    PROT_WRITE,
+    STATX_INO,
+    STATX_TYPE,
+    S_ISDIR,
+    S_ISREG,
+    close,
+    eventfd,
+    fcntl,
+    mmap,
+    munmap,
+    open,
+    readlinkat,
+    statx,
+    statx_t,
+    write,
+)
+from argusd.includes.pthread cimport (
+    load_int,
+    load_pointer,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+    pthread_timedjoin_np,
+    store_int,
+    store_pointer,
+)
+from argusd.threads cimport thread_begin
+
+
+cdef enum:
+    GROUP_FD = 512                  # descriptors of groups come behind all others, see group_make
+    REMOTE = 2                      # bits of a group's number
+    AUDIT = 1
+
+
+# File systems that answer for themselves; of every other one a server may keep an open waiting.
+cdef unsigned long *LOCAL = [
+    0xEF53,                         # ext2, ext3, ext4
+    0x58465342,                     # xfs
+    0x9123683E,                     # btrfs
+    0x01021994,                     # tmpfs
+    0x858458F6,                     # ramfs
+    0x794C7630,                     # overlayfs
+    0xF2F52010,                     # f2fs
+    0x73717368,                     # squashfs
+    0xE0F5E1E2,                     # erofs
+    0x2FC12FC1,                     # zfs
+    0x4D44,                         # vfat
+    0x9660,                         # iso9660
+    0x1CD1,                         # devpts
+    0x62656572,                     # sysfs
+    0x27E0EB,                       # cgroup
+    0x63677270,                     # cgroup2
+    0x958458F6,                     # hugetlbfs
+    0x19800202,                     # mqueue
+    0,
+]
+
+
+cdef bint is_remote(int fd) noexcept nogil:
+    cdef statfs_t status
+    cdef int i = 0
+    if fstatfs(fd, &status) != 0:
+        return True
+    while LOCAL[i] and LOCAL[i] != <unsigned long>status.f_type:
+        i += 1
+    return LOCAL[i] == 0
+
+# ---- groups
+
+
+cdef void group_free(Group *group) noexcept nogil:
+    if group.fd >= 0 and not load_int(&group.broken):
+        close(group.fd)
+    if group.wake_fd >= 0:
+        close(group.wake_fd)
+    if group.links_fd >= 0:
+        close(group.links_fd)
+    if group.proc_fd >= 0:
+        close(group.proc_fd)
+    if group.ring != NULL:
+        munmap(group.ring, RING)
+    free(group.responder)
+    pthread_mutex_destroy(&group.lock)
+    free(group)
+
+
+cdef int group_fd_last(int fd) noexcept nogil:
+    """Give a group a number behind all others.
+
+    When a process dies, its descriptors are released beginning with the last. A group whose processes wait must be
+    released before an inotify instance that watches the same files: that one waits until they have gone on.
+    """
+    cdef int last = fcntl(fd, F_DUPFD_CLOEXEC, GROUP_FD)
+    if last < 0:
+        return fd
+    close(fd)
+    return last
+
+
+cdef int group_make(Gate *gate, int number) noexcept nogil:
+    """0 or an errno."""
+    cdef Group *group = <Group *>calloc(1, sizeof(Group))
+    cdef unsigned int flags = FAN_CLASS_CONTENT | FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS
+    cdef int error = 0
+    if group == NULL:
+        return ENOMEM
+    pthread_mutex_init(&group.lock, NULL)
+    group.audit, group.remote = number & AUDIT, number & REMOTE
+    group.self = getpid()
+    group.reporter_waits, group.reporter_fd = &gate.reporter.waits, gate.reporter.fd
+    group.links_fd = open(b"/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC)
+    group.proc_fd = open(b"/proc", O_PATH | O_DIRECTORY | O_CLOEXEC)
+    group.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    if group.audit:
+        flags |= FAN_ENABLE_AUDIT
+    group.fd = fanotify_init(flags, O_RDONLY | O_LARGEFILE | O_CLOEXEC | O_NONBLOCK | O_NOATIME)
+    if group.fd < 0 or group.links_fd < 0 or group.proc_fd < 0 or group.wake_fd < 0:
+        error = errno
+    else:
+        group.fd = group_fd_last(group.fd)
+    group.responder = calloc(1, responder_size())
+    group.ring = <char *>mmap(NULL, RING, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if <void *>group.ring == MAP_FAILED:
+        group.ring = NULL
+    if not error and (group.responder == NULL or group.ring == NULL):
+        error = ENOMEM
+    if not error:
+        error = thread_begin(&group.thread, respond, group, b"responder")
+    if error:
+        group_free(group)
+        return error
+    store_pointer(&gate.reporter.groups[number], group)
+    return 0
+
+
+cdef Group *group_for(Gate *gate, int number, int *error) noexcept nogil:
+    """The group of that number, made when it is first needed. With the gate's lock held."""
+    if gate.closed:
+        error[0] = EIO
+    elif gate.reporter.groups[number] == NULL:
+        error[0] = group_make(gate, number)
+    return <Group *>gate.reporter.groups[number]
+
+
+cdef int gate_open(Gate *gate, bint audit, int *step) noexcept nogil:
+    """Make sure that there can be guards; 0 or an errno."""
+    cdef int error = 0
+    step[0] = STEP_AUDIT if audit else STEP_INIT
+    pthread_mutex_lock(&gate.lock)
+    group_for(gate, AUDIT if audit else 0, &error)
+    pthread_mutex_unlock(&gate.lock)
+    return error
+
+
+cdef int gate_init(Gate *gate) noexcept nogil:
+    """0 or an errno; ``gate.reporter.sinks`` are set by the caller."""
+    cdef int error
+    pthread_mutex_init(&gate.lock, NULL)
+    gate.reporter.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    if gate.reporter.fd < 0:
+        error = errno
+    else:
+        error = thread_begin(&gate.reporter_thread, reporter_main, &gate.reporter, b"reporter")
+    gate.closed = error != 0
+    return error
+
+
+cdef void gate_close(Gate *gate, int timeout_ms) noexcept nogil:
+    """Let go all that wait, end the threads, write the last lines. The memory stays until ``gate_free``."""
+    cdef unsigned long long one = 1
+    cdef timespec until
+    cdef Group *group
+    cdef bint ended = True
+    cdef int i
+    pthread_mutex_lock(&gate.lock)
+    gate.closed = True
+    pthread_mutex_unlock(&gate.lock)
+    clock_gettime(CLOCK_REALTIME, &until)
+    until.tv_sec += timeout_ms // 1000 + 1
+    for i in range(GROUPS):
+        group = <Group *>gate.reporter.groups[i]
+        if group != NULL:
+            store_int(&group.stopping, 1)
+            write(group.wake_fd, &one, sizeof(one))
+    for i in range(GROUPS):
+        group = <Group *>gate.reporter.groups[i]
+        if group == NULL:
+            continue
+        ended = pthread_timedjoin_np(group.thread, NULL, &until) == 0 and ended
+        if not load_int(&group.broken):
+            close(group.fd)
+        group.fd = -1
+    store_int(&gate.reporter.stopping, 1)
+    write(gate.reporter.fd, &one, sizeof(one))
+    ended = pthread_timedjoin_np(gate.reporter_thread, NULL, &until) == 0 and ended
+    pthread_mutex_lock(&gate.lock)
+    gate.ended = ended
+    pthread_mutex_unlock(&gate.lock)
+
+
+cdef void gate_free(Gate *gate) noexcept nogil:
+    """Free what is left, unless a thread that hangs in a file system may still use it."""
+    cdef Group *group
+    cdef int i
+    if not gate.ended:
+        return
+    close(gate.reporter.fd)
+    for i in range(GROUPS):
+        group = <Group *>gate.reporter.groups[i]
+        if group != NULL:
+            marks_free(group)
+            group_free(group)
+    pthread_mutex_destroy(&gate.lock)
+
+# ---- subjects
+
+
+cdef Subject *subject_in(Guard *guard, int number, int *error) noexcept nogil:
+    """The guard's subject in a group."""
+    cdef Subject **place = &guard.subjects[1 if number & REMOTE else 0]
+    pthread_mutex_lock(&guard.gate.lock)
+    if group_for(guard.gate, number, error) != NULL and not error[0] and place[0] == NULL:
+        place[0] = <Subject *>calloc(1, sizeof(Subject))
+        if place[0] == NULL:
+            error[0] = ENOMEM
+        else:
+            place[0].lines, place[0].number, place[0].owner = guard.lines, guard.number, guard.owner
+            place[0].on = guard.on
+    pthread_mutex_unlock(&guard.gate.lock)
+    return place[0]
+
+
+cdef void switch_in(Gate *gate, int number, Guard **guards, int on_count, int off_count) noexcept nogil:
+    cdef Group *group = <Group *>gate.reporter.groups[number]
+    cdef Note *note
+    cdef Subject *subject
+    cdef int i, at
+    if group == NULL:
+        return
+    note = <Note *>calloc(1, sizeof(Note))
+    if note != NULL:
+        note.subjects = <Subject **>calloc(<size_t>(on_count + off_count), sizeof(Subject *))
+    if note == NULL or note.subjects == NULL:
+        abort()                     # a guard that does not begin would be a wrong answer, one that does not end too
+    note.kind = NOTE_SWITCH
+    for i in range(on_count + off_count):
+        subject = guards[i].subjects[1 if number & REMOTE else 0]
+        if subject == NULL or guards[i].audit != group.audit:
+            continue
+        at = note.on_count + note.off_count
+        note.subjects[at] = subject
+        if i < on_count:
+            note.on_count += 1
+        else:
+            note.off_count += 1
+    note_push(group, note)
+
+
+cdef void guards_switch(Gate *gate, Guard **guards, int on_count, int off_count) noexcept nogil:
+    """In one step for each responder: the first ``on_count`` begin to guard, the others end."""
+    cdef int i
+    if on_count + off_count == 0:
+        return
+    pthread_mutex_lock(&gate.lock)
+    for i in range(on_count + off_count):
+        guards[i].on = i < on_count
+    if not gate.closed:
+        for i in range(GROUPS):
+            switch_in(gate, i, guards, on_count, off_count)
+    pthread_mutex_unlock(&gate.lock)
+
+
+cdef int guard_end(Guard *guard) noexcept nogil:
+    """Free a guard, of which no path has any entry any more. How many of its subjects the reporter will see off."""
+    cdef Group *group
+    cdef int i, subjects = 0
+    pthread_mutex_lock(&guard.gate.lock)
+    for i in range(2):
+        if guard.subjects[i] == NULL:
+            continue
+        subjects += 1
+        group = <Group *>guard.gate.reporter.groups[(AUDIT if guard.audit else 0) | (REMOTE if i else 0)]
+        if not guard.gate.closed:
+            note_send(group, NOTE_END, NULL, guard.subjects[i])
+        elif guard.gate.ended:
+            free(guard.subjects[i])
+    pthread_mutex_unlock(&guard.gate.lock)
+    free(guard)
+    return subjects
+
+# ---- paths
+
+
+cdef bint place_of(Group *group, int fd, Entry *entry) noexcept nogil:
+    """Where it is, in the words in which the kernel will tell of what is opened there."""
+    cdef char link[16]
+    cdef char text[4096]
+    cdef ssize_t size
+    snprintf(link, sizeof(link), b"%d", fd)
+    size = readlinkat(group.links_fd, link, text, sizeof(text))
+    if size <= 0 or size >= <ssize_t>sizeof(text):
+        size = 0
+    entry.place = <char *>malloc(<size_t>size + 1)
+    if entry.place == NULL:
+        return False
+    memcpy(entry.place, text, <size_t>size)
+    entry.place[size] = 0
+    entry.place_size = <size_t>size
+    entry.place_hash = hash_text(text, <size_t>size)
+    return True
+
+
+cdef bint entry_fill(Entry *entry, Group *group, Guarded *guarded, const Finding *finding, int fd) noexcept nogil:
+    """Everything about an entry but its subject."""
+    cdef statx_t status
+    if statx(fd, b"", AT_EMPTY_PATH, STATX_INO | STATX_TYPE | STATX_MNT_ID, &status) != 0:
+        return False
+    entry.device = <uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor
+    entry.inode = status.stx_ino
+    entry.mount = mount_of(&status) if status.stx_mask & STATX_MNT_ID else 0
+    entry.deny = guarded.deny
+    entry.bits = guarded.guard.bits
+    entry.path = <char *>malloc(finding.path_size + 1)
+    if entry.path == NULL:
+        return False
+    memcpy(entry.path, finding.path, finding.path_size)
+    entry.path[finding.path_size] = 0
+    entry.path_size = finding.path_size
+    if entry.kind == NAME:
+        entry.name = strdup(finding.name)
+        entry.name_size = strlen(finding.name)
+        if entry.name == NULL:
+            return False
+    return place_of(group, fd, entry)
+
+
+cdef bint same(const Entry *a, const Entry *b) noexcept nogil:
+    return (a.kind == b.kind and a.inode == b.inode and a.device == b.device and a.mount == b.mount
+            and a.group == b.group and a.place_size == b.place_size and a.name_size == b.name_size
+            and (a.place_size == 0 or memcmp(a.place, b.place, a.place_size) == 0)
+            and (a.name_size == 0 or memcmp(a.name, b.name, a.name_size) == 0))
+
+
+cdef int entry_take(Guarded *guarded, const Finding *finding, int kind, int fd, Entry **kept) noexcept nogil:
+    """Guard one thing; it comes to ``kept``. 0 or an errno."""
+    cdef Guard *guard = guarded.guard
+    cdef Entry **link = &guarded.entries
+    cdef Entry *entry
+    cdef Group *group
+    cdef Subject *subject
+    cdef int error = 0, number = (AUDIT if guard.audit else 0) | (REMOTE if is_remote(fd) else 0)
+    guard.step = STEP_AUDIT if guard.audit else STEP_INIT
+    subject = subject_in(guard, number, &error)
+    if error:
+        return error
+    guard.step = STEP_MARK
+    group = <Group *>load_pointer(&guard.gate.reporter.groups[number])
+    entry = <Entry *>calloc(1, sizeof(Entry))
+    if entry == NULL:
+        return ENOMEM
+    entry.kind, entry.subject, entry.group = kind, subject, number
+    if not entry_fill(entry, group, guarded, finding, fd):
+        entry_free(entry)
+        return ENOMEM
+    while link[0] != NULL and not same(link[0], entry):
+        link = &link[0].next
+    if link[0] != NULL:
+        entry_free(entry)
+        entry = link[0]
+        error = mark_again(group, fd, entry.bits, kind != ITSELF)
+        if not error:
+            link[0] = entry.next
+            entry.next = kept[0]
+            kept[0] = entry
+        return error
+    if not note_send(group, NOTE_ADD, entry, NULL):
+        entry_free(entry)
+        return ENOMEM
+    error = mark_set(group, fd, entry.device, entry.inode, entry.bits, kind != ITSELF)
+    if error:
+        note_send(group, NOTE_REMOVE, entry, NULL)
+        return error
+    entry.next = kept[0]
+    kept[0] = entry
+    return 0
+
+
+cdef void guarded_drop(Guarded *guarded, Entry *entry, int fd) noexcept nogil:
+    """Let go of an entry, which is in no list any more; ``fd`` leads to the file, or is -1."""
+    cdef Gate *gate = guarded.guard.gate
+    cdef Group *group = <Group *>load_pointer(&gate.reporter.groups[entry.group])
+    mark_drop(group, fd, entry.device, entry.inode, entry.bits, entry.kind != ITSELF)
+    pthread_mutex_lock(&gate.lock)
+    if not gate.closed:
+        note_send(group, NOTE_REMOVE, entry, NULL)
+    elif gate.ended:
+        entry_free(entry)
+    pthread_mutex_unlock(&gate.lock)
+
+
+cdef int guarded_take(Guarded *guarded, const Finding *finding, Entry **old) noexcept nogil:
+    """Guard what a path stands for now; ``old`` becomes what it stands for no more, to be dropped. 0 or an errno.
+
+    When something cannot be guarded, what was guarded before stays guarded.
+    """
+    cdef Entry *kept = NULL
+    cdef Entry *entry
+    cdef int error = 0
+    if finding.fd >= 0:
+        error = entry_take(guarded, finding, FOLDER if finding.directory else ITSELF, finding.fd, &kept)
+    if not error and finding.parent_fd >= 0 and not (finding.fd >= 0 and finding.directory):
+        error = entry_take(guarded, finding, NAME, finding.parent_fd, &kept)
+    if not error:
+        old[0] = guarded.entries
+        guarded.entries = NULL
+    while kept != NULL:
+        entry = kept
+        kept = entry.next
+        entry.next = guarded.entries
+        guarded.entries = entry
+    return error
+
+
+cdef int guarded_check(Guarded *guarded, const Finding *finding) noexcept nogil:
+    """Open what is guarded, and see that the responder is asked; 0 or an errno, EIO when it was not.
+
+    That open is refused: no file system is asked, nothing is read, nobody else hears of it.
+    """
+    cdef Guard *guard = guarded.guard
+    cdef Entry *entry = guarded.entries
+    cdef Group *group
+    cdef char link[40]
+    cdef int fd, error
+    cdef bint also_open = not guard.bits & FAN_OPEN_PERM
+    while entry != NULL and entry.kind == NAME:
+        entry = entry.next
+    if finding.fd < 0 or entry == NULL or not can_be_opened(finding.fd):
+        return 0
+    group = <Group *>load_pointer(&guard.gate.reporter.groups[entry.group])
+    if also_open:
+        error = mark_set(group, finding.fd, entry.device, entry.inode, <uint32_t>FAN_OPEN_PERM, False)
+        if error:
+            return error
+    guard.step = STEP_CHECK
+    store_int(&entry.check, CHECKING)
+    snprintf(link, sizeof(link), b"/proc/self/fd/%d", finding.fd)
+    fd = open(link, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
+    error = errno
+    if fd >= 0:
+        close(fd)
+        error = EIO
+    if load_int(&entry.check) == CHECKED:
+        error = 0
+    store_int(&entry.check, UNCHECKED)
+    if also_open:
+        mark_drop(group, finding.fd, entry.device, entry.inode, <uint32_t>FAN_OPEN_PERM, False)
+    return error
+
+
+cdef bint can_be_opened(int fd) noexcept nogil:
+    """Only files and directories are opened to try a guard: a device may do anything."""
+    cdef statx_t status
+    if statx(fd, b"", AT_EMPTY_PATH, STATX_TYPE, &status) != 0:
+        return False
+    return S_ISREG(status.stx_mode) or S_ISDIR(status.stx_mode)

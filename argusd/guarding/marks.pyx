@@ -1,0 +1,189 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The kernel's marks.
+
+Facts about marks that shape this file:
+
+* A mark belongs to an inode and a group, and its mask is the union of all that was added: what one guard needs no more
+  is taken from it only when no other guard needs it.
+* A mark dies with its inode, and when the file system is unmounted. To take it away earlier the file must be reached.
+  A file that was moved, or whose container has ended, cannot be: its mark stays, and is a stray. What comes of it is
+  allowed, and the descriptor of such an event is used to take the mark away.
+* A directory's mark covers what is opened in it by FAN_EVENT_ON_CHILD, and directories by FAN_ONDIR.
+* procfs refuses permission marks (EINVAL); so do file systems without a way to notify.
+* An O_PATH descriptor is marked through its link in /proc/self/fd, which leads to it wherever it is.
+"""
+
+from libc.errno cimport ENOMEM, errno
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free
+
+from argusd.guarding.asking cimport PARENT_KNOWN
+from argusd.guarding.table cimport BUCKETS, ITSELF, STRAYS, Entry, inode_bucket
+from argusd.includes.fanotify cimport (
+    FAN_ACCESS_PERM,
+    FAN_EVENT_ON_CHILD,
+    FAN_MARK_ADD,
+    FAN_MARK_FLUSH,
+    FAN_MARK_REMOVE,
+    FAN_ONDIR,
+    FAN_OPEN_PERM,
+    fanotify_mark,
+)
+from argusd.includes.linux cimport AT_EMPTY_PATH, F_DUPFD_CLOEXEC, STATX_INO, close, fcntl, statx, statx_t
+from argusd.includes.pthread cimport load_int, pthread_mutex_lock, pthread_mutex_unlock, store_int, swap_int
+
+
+cdef enum:
+    OPENS = 0                       # what guards need of a mark, as an index
+    ACCESSES = 1
+    CHILDREN = 2
+    NEEDS = 3
+
+
+cdef struct Mark:
+    uint64_t device
+    uint64_t inode
+    uint32_t users[NEEDS]
+    Mark *next
+
+
+cdef inline bint needs(uint32_t bits, bint children, int need) noexcept nogil:
+    return bits & FAN_OPEN_PERM if need == OPENS else bits & FAN_ACCESS_PERM if need == ACCESSES else children
+
+
+cdef inline uint64_t mask_of(int need) noexcept nogil:
+    return FAN_OPEN_PERM if need == OPENS else FAN_ACCESS_PERM if need == ACCESSES else FAN_ONDIR | FAN_EVENT_ON_CHILD
+
+
+cdef Mark **mark_link(Group *group, uint64_t device, uint64_t inode) noexcept nogil:
+    cdef Mark **link = <Mark **>&group.marks[inode_bucket(device, inode)]
+    while link[0] != NULL and (link[0].inode != inode or link[0].device != device):
+        link = &link[0].next
+    return link
+
+
+cdef int change(Group *group, unsigned int how, int fd, uint64_t mask) noexcept nogil:
+    """fanotify_mark(2); 0 or an errno."""
+    cdef char link[16]
+    snprintf(link, sizeof(link), b"%d", fd)
+    return 0 if fanotify_mark(group.fd, how, mask, group.links_fd, link) == 0 else errno
+
+
+cdef int mark_again(Group *group, int fd, uint32_t bits, bint children) noexcept nogil:
+    """Set the mark of what is marked already: it may have been unmounted meanwhile. 0 or an errno."""
+    return change(group, FAN_MARK_ADD, fd, bits | (mask_of(CHILDREN) if children else 0))
+
+
+cdef int mark_set(Group *group, int fd, uint64_t device, uint64_t inode, uint32_t bits, bint children) noexcept nogil:
+    """Mark what is behind an O_PATH descriptor, for one guard more. 0 or an errno."""
+    cdef Mark **link
+    cdef Mark *mark
+    cdef int need, error = 0
+    pthread_mutex_lock(&group.lock)
+    link = mark_link(group, device, inode)
+    mark = link[0] if link[0] != NULL else <Mark *>calloc(1, sizeof(Mark))
+    if mark == NULL:
+        error = ENOMEM
+    else:
+        error = mark_again(group, fd, bits, children)
+        if link[0] == NULL and error:
+            free(mark)
+        elif not error:
+            if link[0] == NULL:
+                mark.device, mark.inode = device, inode
+                link[0] = mark
+                group.mark_count += 1
+            for need in range(NEEDS):
+                if needs(bits, children, need):
+                    mark.users[need] += 1
+    pthread_mutex_unlock(&group.lock)
+    return error
+
+
+cdef void mark_drop(Group *group, int fd, uint64_t device, uint64_t inode, uint32_t bits,
+                    bint children) noexcept nogil:
+    """One guard needs a mark no more; ``fd`` leads to it, or is -1 when nothing does."""
+    cdef Mark **link
+    cdef Mark *mark
+    cdef uint64_t mask = 0
+    cdef int need
+    pthread_mutex_lock(&group.lock)
+    link = mark_link(group, device, inode)
+    mark = link[0]
+    if mark != NULL:
+        for need in range(NEEDS):
+            if needs(bits, children, need) and mark.users[need]:
+                mark.users[need] -= 1
+                if mark.users[need] == 0:
+                    mask |= mask_of(need)
+        if mask and fd >= 0:
+            change(group, FAN_MARK_REMOVE, fd, mask)
+        if not mark.users[OPENS] and not mark.users[ACCESSES] and not mark.users[CHILDREN]:
+            link[0] = mark.next
+            free(mark)
+            group.mark_count -= 1
+            if fd < 0:
+                store_int(&group.strays, load_int(&group.strays) + 1)
+    if group.mark_count == 0 and load_int(&group.strays):
+        change(group, FAN_MARK_FLUSH, group.links_fd, 0)
+        store_int(&group.strays, 0)
+    pthread_mutex_unlock(&group.lock)
+
+
+cdef void marks_free(Group *group) noexcept nogil:
+    cdef Mark *mark
+    cdef Mark *after
+    cdef int i
+    for i in range(BUCKETS):
+        mark = <Mark *>group.marks[i]
+        while mark != NULL:
+            after = mark.next
+            free(mark)
+            mark = after
+
+# ---- strays
+
+
+cdef bint is_beside(Group *group, const Asked *asked) noexcept nogil:
+    """Is it in a directory of which other names are guarded?"""
+    cdef const Entry *entry
+    if asked.parent != PARENT_KNOWN:
+        return False
+    entry = group.by_inode[inode_bucket(asked.parent_device, asked.parent_inode)]
+    while entry != NULL:
+        if entry.kind != ITSELF and entry.inode == asked.parent_inode and entry.device == asked.parent_device:
+            return True
+        entry = entry.next_by_inode
+    return False
+
+
+cdef void stray_found(Group *group, const Asked *asked) noexcept nogil:
+    """Nobody guards what was asked for: leave its descriptor to the reporter. Called by the responder."""
+    cdef int i, fd
+    if load_int(&group.strays) == 0 or is_beside(group, asked):
+        return
+    for i in range(STRAYS):
+        if load_int(&group.stray_fds[i]) == 0:
+            fd = fcntl(asked.fd, F_DUPFD_CLOEXEC, 0)
+            if fd >= 0:
+                store_int(&group.stray_fds[i], fd + 1)
+            return
+
+
+cdef void strays_clear(Group *group) noexcept nogil:
+    """Take away the marks that were found to be of no use. Called by the reporter, which may wait."""
+    cdef statx_t status
+    cdef uint64_t mask = FAN_OPEN_PERM | FAN_ACCESS_PERM | FAN_ONDIR | FAN_EVENT_ON_CHILD, device
+    cdef int i, fd
+    for i in range(STRAYS):
+        fd = swap_int(&group.stray_fds[i], 0) - 1
+        if fd < 0:
+            continue
+        if statx(fd, b"", AT_EMPTY_PATH, STATX_INO, &status) == 0:
+            device = <uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor
+            pthread_mutex_lock(&group.lock)
+            if mark_link(group, device, status.stx_ino)[0] == NULL and load_int(&group.strays) > 0:
+                if change(group, FAN_MARK_REMOVE, fd, mask) == 0:
+                    store_int(&group.strays, load_int(&group.strays) - 1)
+            pthread_mutex_unlock(&group.lock)
+        close(fd)

@@ -1,0 +1,260 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The responder thread: it answers permission events, and does nothing else before it has.
+
+Facts about permission events that shape this file:
+
+* A process that opens or reads what is guarded waits until it is answered, and can only be killed meanwhile. So there
+  is no lock, no Python, no memory to be allocated and no file to be opened between the event and the answer.
+* To give us a descriptor the kernel opens the file once more, in this thread. On a file system whose server does not
+  answer that hangs; so files on such file systems have a group and a thread of their own. O_NONBLOCK keeps a fifo and a
+  file under lease from blocking it.
+* Our own process is asked for, too. What it opens is allowed without a look, or it would wait for itself.
+* An event that cannot be given to us, for the lack of a descriptor, is denied by the kernel.
+* Closing the group lets all through that wait. The kernel does that too when the process dies.
+* What is to be said about an event is found out when all that were waiting have their answer. The descriptor holds the
+  file until then.
+"""
+
+from libc.errno cimport EAGAIN, EBADF, EINTR, EINVAL, errno
+from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memcpy
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+
+from argusd.guarding.asking cimport PARENT_KNOWN, PARENT_UNASKED, Asked, ask_file, ask_parent
+from argusd.guarding.decision cimport concerns, decide, is_child_of, is_self, may_be_child_of
+from argusd.guarding.marks cimport stray_found
+from argusd.guarding.table cimport (
+    ACCESS,
+    BUCKETS,
+    CHECKED,
+    CHECKING,
+    NAME,
+    OPEN,
+    RING,
+    Entry,
+    Group,
+    Record,
+    inode_bucket,
+    notes_take,
+)
+from argusd.includes.fanotify cimport (
+    FANOTIFY_METADATA_VERSION,
+    FAN_ACCESS_PERM,
+    FAN_ALLOW,
+    FAN_AUDIT,
+    FAN_DENY,
+    FAN_OPEN_PERM,
+    fanotify_event_metadata,
+    fanotify_response,
+)
+from argusd.includes.linux cimport POLLIN, close, poll, pollfd, read, write
+from argusd.includes.pthread cimport add_u64, load_int, load_u64, store_int, store_u64, swap_int
+
+
+cdef enum:
+    BATCH = 32                      # events answered before any is told about
+
+
+cdef struct Responder:
+    Group *group
+    int count
+    Asked asked[BATCH]
+    fanotify_event_metadata events[BATCH]
+
+
+cdef void answer(Group *group, const Asked *asked) noexcept nogil:
+    cdef fanotify_response response
+    response.fd = asked.fd
+    response.response = FAN_DENY if asked.denied else FAN_ALLOW
+    if group.audit:
+        response.response |= FAN_AUDIT
+    write(group.fd, &response, sizeof(response))    # ENOENT: the process was killed while it waited
+
+
+cdef bint is_check(Group *group, const Asked *asked) noexcept nogil:
+    """Is this the open by which a new guard is checked? It is refused, so that nothing comes of it but this event."""
+    cdef Entry *entry = group.by_inode[inode_bucket(asked.device, asked.inode)]
+    cdef bint found = False
+    while entry != NULL:
+        if is_self(asked, entry) and asked.event == OPEN and load_int(&entry.check) == CHECKING:
+            store_int(&entry.check, CHECKED)
+            found = True
+        entry = entry.next_by_inode
+    return found
+
+
+cdef void take_event(Responder *responder, const fanotify_event_metadata *event) noexcept nogil:
+    """Answer one event."""
+    cdef Group *group = responder.group
+    cdef Asked *asked = &responder.asked[responder.count]
+    if event.fd < 0:
+        return
+    asked.fd, asked.pid = event.fd, event.pid
+    asked.event = OPEN if event.mask & FAN_OPEN_PERM else ACCESS
+    asked.bit = <uint32_t>(event.mask & (FAN_OPEN_PERM | FAN_ACCESS_PERM))
+    asked.hit = asked.denied = False
+    asked.parent_pid, asked.parent = -1, PARENT_UNASKED
+    asked.name, asked.name_size = NULL, 0
+    if ask_file(asked):
+        if asked.pid == group.self:
+            asked.denied = is_check(group, asked)
+        else:
+            asked.denied = decide(group, asked)
+    answer(group, asked)
+    if asked.pid == group.self:
+        close(asked.fd)
+    else:
+        responder.count += 1
+
+
+# ---- after the answer
+
+
+cdef void record(Group *group, const Asked *asked, const Entry *entry, bint child, int64_t now_ns) noexcept nogil:
+    """Put a line into the ring, or count it as dropped."""
+    cdef size_t path_size = entry.path_size
+    cdef bint root = entry.path_size == 1           # "/" ends in a slash itself
+    cdef size_t size, at, room
+    cdef Record *line
+    cdef char *path
+    cdef unsigned long long head = group.head
+    if child:
+        path_size += asked.name_size + (0 if root else 1)
+    size = (sizeof(Record) + path_size + 7) & ~<size_t>7
+    at = head & (RING - 1)
+    room = RING - at
+    if head + size + (room if room < size else 0) - load_u64(&group.tail) > RING:
+        add_u64(&group.dropped, 1)
+        return
+    line = <Record *>(group.ring + at)
+    if room < size:
+        line.size, line.filler = <uint32_t>room, True
+        head += room
+        line = <Record *>group.ring
+    line.size = <uint32_t>size
+    line.filler = False
+    line.denied = asked.denied
+    line.access = asked.event == ACCESS
+    line.directory = asked.directory
+    line.path_size = <uint32_t>path_size
+    line.realtime_ns = now_ns
+    line.subject = entry.subject
+    path = <char *>line + sizeof(Record)
+    memcpy(path, entry.path, entry.path_size)
+    if child:
+        path += entry.path_size
+        if not root:
+            path[0] = c'/'
+            path += 1
+        memcpy(path, asked.name, asked.name_size)
+    store_u64(&group.head, head + size)
+
+
+cdef bint tell(Group *group, const Asked *asked, Entry *entry, bint child, int64_t now_ns) noexcept nogil:
+    """Once to each subject, however many of its paths stand for the file."""
+    if entry.subject.told != group.number:
+        entry.subject.told = group.number
+        record(group, asked, entry, child and entry.kind != NAME, now_ns)
+    return True
+
+
+cdef void describe(Group *group, Asked *asked, int64_t now_ns) noexcept nogil:
+    """Say what was answered, to every subject that is concerned."""
+    cdef Entry *entry = group.by_inode[inode_bucket(asked.device, asked.inode)]
+    cdef bint told = False
+    cdef int i
+    group.number += 1
+    while entry != NULL:
+        if is_self(asked, entry) and concerns(asked, entry):
+            told = tell(group, asked, entry, False, now_ns)
+        entry = entry.next_by_inode
+    if group.covering:
+        ask_parent(group, asked)
+        if asked.parent == PARENT_KNOWN:
+            entry = group.by_inode[inode_bucket(asked.parent_device, asked.parent_inode)]
+            while entry != NULL:
+                if is_child_of(asked, entry) and concerns(asked, entry):
+                    told = tell(group, asked, entry, True, now_ns)
+                entry = entry.next_by_inode
+    if told or not asked.denied:
+        add_u64(&group.denied if asked.denied else &group.allowed, 1 if told else 0)
+        if not told:
+            stray_found(group, asked)
+        return
+    add_u64(&group.denied, 1)
+    for i in range(BUCKETS):
+        entry = group.by_inode[i]
+        while entry != NULL:
+            if may_be_child_of(asked, entry) and concerns(asked, entry) and entry.deny:
+                tell(group, asked, entry, asked.name_size > 0, now_ns)
+                return
+            entry = entry.next_by_inode
+
+
+cdef void describe_all(Responder *responder) noexcept nogil:
+    cdef Group *group = responder.group
+    cdef unsigned long long one = 1, before = group.head
+    cdef timespec now
+    cdef int i
+    clock_gettime(CLOCK_REALTIME, &now)
+    for i in range(responder.count):
+        describe(group, &responder.asked[i], <int64_t>now.tv_sec * 1000000000 + now.tv_nsec)
+        close(responder.asked[i].fd)
+    responder.count = 0
+    if group.head != before and swap_int(group.reporter_waits, 0):
+        write(group.reporter_fd, &one, sizeof(one))
+
+# ---- the thread
+
+
+cdef bint take_batch(Responder *responder) noexcept nogil:
+    """Read what waits, answer it, tell about it; False when the group cannot be read any more."""
+    cdef Group *group = responder.group
+    cdef ssize_t size = read(group.fd, responder.events, sizeof(responder.events))
+    cdef char *at = <char *>responder.events
+    cdef fanotify_event_metadata *event
+    if size < 0:
+        if errno == EBADF or errno == EINVAL:
+            return False
+        if errno != EAGAIN and errno != EINTR:
+            add_u64(&group.failed, 1)               # the kernel has denied it
+        return True
+    notes_take(group)
+    while size >= <ssize_t>sizeof(fanotify_event_metadata):
+        event = <fanotify_event_metadata *>at
+        if event.vers != FANOTIFY_METADATA_VERSION or event.event_len < sizeof(fanotify_event_metadata):
+            return False
+        take_event(responder, event)
+        at += event.event_len
+        size -= event.event_len
+    describe_all(responder)
+    return True
+
+
+cdef void *respond(void *argument) noexcept nogil:
+    """The body of a responder thread; ``argument`` is its group."""
+    cdef Group *group = <Group *>argument
+    cdef Responder *responder = <Responder *>group.responder
+    cdef unsigned long long count
+    cdef pollfd waiters[2]
+    responder.group = group
+    waiters[0].fd, waiters[0].events = group.fd, POLLIN
+    waiters[1].fd, waiters[1].events = group.wake_fd, POLLIN
+    while not load_int(&group.stopping):
+        if poll(waiters, 2, -1) < 0:
+            continue
+        if waiters[1].revents:
+            read(group.wake_fd, &count, sizeof(count))
+            notes_take(group)
+            if swap_int(group.reporter_waits, 0):   # it frees what the notes leave behind
+                count = 1
+                write(group.reporter_fd, &count, sizeof(count))
+        if waiters[0].revents and not take_batch(responder):
+            store_int(&group.broken, 1)
+            close(group.fd)                         # or all that wait, and will come, would wait for ever
+            break
+    return NULL
+
+
+cdef size_t responder_size() noexcept nogil:
+    return sizeof(Responder)
