@@ -5,25 +5,19 @@ A mark can only be taken away through the file, and nothing of a container is ke
 the place where it was, and left alone when another one is there.
 """
 
-from libc.stdint cimport uint64_t
 from libc.stdio cimport snprintf
-from libc.string cimport memcmp, memcpy, strlen, strrchr
+from libc.string cimport memchr, memcmp, memcpy, strlen, strrchr
 
 from argusd.engine.entering cimport open_name, open_plain_path
+from argusd.engine.mounts cimport next_mount, read_mounts
 from argusd.engine.walk cimport walk_enter
-from argusd.guarding.guards cimport guarded_check, guarded_drop, guarded_take
-from argusd.guarding.table cimport ITSELF, Entry
-from argusd.includes.linux cimport AT_EMPTY_PATH, STATX_INO, close, readlink, statx, statx_t
+from argusd.guarding.guards cimport Guarded, guarded_add, guarded_check, guarded_drop, guarded_settle, is_file
+from argusd.guarding.table cimport FOLDER, ITSELF, NAME, Entry
+from argusd.includes.linux cimport close, readlink
 
 
 cdef enum:
     PATH_SIZE = 4096
-
-
-cdef bint is_entry(int fd, const Entry *entry) noexcept nogil:
-    cdef statx_t status
-    return (statx(fd, b"", AT_EMPTY_PATH, STATX_INO, &status) == 0 and status.stx_ino == entry.inode
-            and (<uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor) == entry.device)
 
 
 cdef const char *below_root(Walk *walk, const Entry *entry) noexcept nogil:
@@ -63,7 +57,7 @@ cdef int open_entry(Walk *walk, const Entry *entry) noexcept nogil:
                 directory = fd
                 fd = open_name(&walk.entrance, directory, name)
                 close(directory)
-    if fd >= 0 and not is_entry(fd, entry):
+    if fd >= 0 and not is_file(entry, fd):
         close(fd)
         fd = -1
     return fd if fd >= 0 else -1
@@ -82,13 +76,46 @@ cdef void drop(Walk *walk, Root *root, Entry *entry) noexcept nogil:
         entry = after
 
 
+cdef const char *mounted_name(const char *point, size_t size, const Buffer *real) noexcept nogil:
+    """The name in a directory on which something is mounted, NULL when the mount point is elsewhere."""
+    cdef size_t begin = real.size + 1 if real.size else 0       # of the slash behind the directory
+    if (size < begin + 2 or point[begin] != c'/' or memchr(point + begin + 1, c'/', size - begin - 1) != NULL
+            or (real.size and memcmp(point + 1, real.data, real.size) != 0)):
+        return NULL
+    return point + begin + 1
+
+
+cdef int guard_mounted(Walk *walk, Root *root, const Finding *finding) noexcept nogil:
+    """Guard what is mounted on names in a guarded directory; 0 or an errno."""
+    cdef char point[PATH_SIZE + 1]
+    cdef const char *name
+    cdef size_t size, at = 0
+    cdef int fd, error = 0
+    if not read_mounts(walk, root.subscription.place.pid):
+        return 0
+    while not error and next_mount(walk, &at, point, &size):
+        point[size] = 0
+        name = mounted_name(point, size, finding.real)
+        fd = open_name(&walk.entrance, finding.fd, name) if name != NULL else -1
+        if fd >= 0:
+            error = guarded_add(&root.guarded, ITSELF, fd, root.path, name, NULL)
+            close(fd)
+    return error
+
+
 cdef int guard_root(Walk *walk, Root *root, const Finding *finding) noexcept nogil:
     """Guard what the path stands for now; 0 or an errno, with root.guarded.guard.step."""
-    cdef Entry *old = NULL
-    cdef int error = guarded_take(&root.guarded, finding, &old)
-    drop(walk, root, old)
-    if not error and walk.initial:
-        error = guarded_check(&root.guarded, finding)
+    cdef Guarded *guarded = &root.guarded
+    cdef int error = 0
+    if finding.fd >= 0:
+        error = guarded_add(guarded, FOLDER if finding.directory else ITSELF, finding.fd, root.path, NULL, NULL)
+    if not error and finding.fd >= 0 and finding.directory:
+        error = guard_mounted(walk, root, finding)
+    elif not error and finding.parent_fd >= 0:
+        error = guarded_add(guarded, NAME, finding.parent_fd, root.path, NULL, finding.name)
+    drop(walk, root, guarded_settle(guarded, error == 0))
+    if not error and walk.initial and finding.fd >= 0:
+        error = guarded_check(guarded, finding.fd)
     return error
 
 

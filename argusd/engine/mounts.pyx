@@ -72,6 +72,17 @@ cdef size_t mount_point(const char *line, size_t size, char *out) noexcept nogil
     return length
 
 
+cdef bint next_mount(const Walk *walk, size_t *at, char *point, size_t *size) noexcept nogil:
+    """Go through the mount points of what ``read_mounts`` has read; ``point`` has room for 4,096 bytes."""
+    cdef const char *line = walk.mounts.data + at[0]
+    cdef size_t length = line_size(line, walk.mounts.data + walk.mounts.size) if at[0] < walk.mounts.size else 0
+    if length == 0:
+        return False
+    at[0] += length
+    size[0] = mount_point(line, length - 1, point)
+    return True
+
+
 cdef void look_below(Core *core, Root *root, const char *point, size_t size) noexcept nogil:
     """Have a directory of a tree looked at again when a mount came or went there. With the lock held."""
     cdef uint32_t node = root.top

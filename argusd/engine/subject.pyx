@@ -34,14 +34,13 @@ from argusd.engine.core cimport (
     wd_attach,
 )
 from argusd.engine.entering cimport open_name, open_plain_path
-from argusd.engine.guarded cimport guard_root
+from argusd.engine.guarded cimport Finding, guard_root
 from argusd.engine.listing cimport expect_echoes, list_directory
 from argusd.engine.opening cimport add_watch, identify, same_file, watch_any
 from argusd.engine.tree cimport is_ignored, node_free_tree, node_is, node_new
 from argusd.engine.walk cimport chain_push, node_open, walk_enter
 from argusd.engine.window cimport window_open
 from argusd.engine.work cimport notice_push, root_unsettle
-from argusd.guarding.guards cimport Finding
 from argusd.includes.linux cimport (
     AT_EMPTY_PATH,
     F_DUPFD_CLOEXEC,
@@ -376,9 +375,8 @@ cdef int hand_over(Walk *walk, Root *root, Search *search, int error) noexcept n
     """Let the path's guard have what was found, or what is there of it. 0 or the errno that keeps it from guarding."""
     cdef Finding finding
     memset(&finding, 0, sizeof(finding))
-    finding.path, finding.path_size = root.path, root.path_size
     finding.fd = finding.parent_fd = -1
-    finding.name = search.step_name
+    finding.name, finding.real = search.step_name, &search.real
     if not error:
         finding.fd, finding.directory, finding.parent_fd = search.fd, search.directory, search.parent_fd
     elif last_is_missing(search, error) and not root.subscription.only_dir:

@@ -39,22 +39,17 @@ cdef struct Guarded:
     Guard *guard
     bint deny
     Entry *entries                  # what it stands for
-
-# What a look-up of a subject path has found; a descriptor that there is not is -1, all are O_PATH.
-cdef struct Finding:
-    const char *path                # as the user gave it
-    size_t path_size
-    int fd                          # what is there
-    bint directory
-    int parent_fd                   # the directory of the last name
-    const char *name                # the last name
+    Entry *found                    # what it is found to stand for, while it is looked up
 
 cdef int gate_init(Gate *gate) noexcept nogil
 cdef int gate_open(Gate *gate, bint audit, int *step) noexcept nogil
 cdef void gate_close(Gate *gate, int timeout_ms) noexcept nogil
 cdef void gate_free(Gate *gate) noexcept nogil
-cdef int guarded_take(Guarded *guarded, const Finding *finding, Entry **old) noexcept nogil
-cdef int guarded_check(Guarded *guarded, const Finding *finding) noexcept nogil
+cdef int guarded_add(Guarded *guarded, int kind, int fd, const char *path, const char *child,
+                     const char *name) noexcept nogil
+cdef bint is_file(const Entry *entry, int fd) noexcept nogil
+cdef Entry *guarded_settle(Guarded *guarded, bint complete) noexcept nogil
+cdef int guarded_check(Guarded *guarded, int fd) noexcept nogil
 cdef void guarded_drop(Guarded *guarded, Entry *entry, int fd) noexcept nogil
 cdef void guards_switch(Gate *gate, Guard **guards, int on_count, int off_count) noexcept nogil
 cdef int guard_end(Guard *guard) noexcept nogil

@@ -6,7 +6,8 @@ What is marked follows from how a guard can be got round:
 * A file is marked itself, and its name in its directory: a file that is renamed over it, or made anew, is guarded from
   its first moment, though the path has not been looked up again yet.
 * A name that is missing is guarded likewise, as long as its directory is there.
-* A directory is marked with its direct children.
+* A directory is marked with its direct children. What is mounted on a name in it has its own directory elsewhere,
+  and is marked itself: in a container that is often so of /etc/hosts.
 
 The new is marked before the old is let go. The order of each change is note, mark, and in the end mark, note: so no
 event of a mark is answered by a responder that does not know of it.
@@ -26,7 +27,6 @@ from argusd.guarding.responder cimport respond, responder_size
 from argusd.guarding.table cimport (
     CHECKED,
     CHECKING,
-    FOLDER,
     ITSELF,
     NAME,
     NOTE_ADD,
@@ -387,28 +387,36 @@ cdef bint place_of(Group *group, int fd, Entry *entry) noexcept nogil:
     return True
 
 
-cdef bint entry_fill(Entry *entry, Group *group, Guarded *guarded, const Finding *finding, int fd) noexcept nogil:
-    """Everything about an entry but its subject."""
+cdef char *joined(const char *path, const char *child) noexcept nogil:
+    """A path, and a name below it unless that is NULL; NULL when memory ran out."""
+    cdef size_t size = strlen(path), at = 0 if size == 1 else size      # "/" ends in a slash itself
+    cdef char *text
+    if child == NULL:
+        return strdup(path)
+    text = <char *>malloc(at + strlen(child) + 2)
+    if text != NULL:
+        memcpy(text, path, at)
+        text[at] = c'/'
+        memcpy(text + at + 1, child, strlen(child) + 1)
+    return text
+
+
+cdef bint entry_fill(Entry *entry, Group *group, int fd) noexcept nogil:
+    """Which file it is, and where."""
     cdef statx_t status
     if statx(fd, b"", AT_EMPTY_PATH, STATX_INO | STATX_TYPE | STATX_MNT_ID, &status) != 0:
         return False
     entry.device = <uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor
     entry.inode = status.stx_ino
     entry.mount = mount_of(&status) if status.stx_mask & STATX_MNT_ID else 0
-    entry.deny = guarded.deny
-    entry.bits = guarded.guard.bits
-    entry.path = <char *>malloc(finding.path_size + 1)
-    if entry.path == NULL:
-        return False
-    memcpy(entry.path, finding.path, finding.path_size)
-    entry.path[finding.path_size] = 0
-    entry.path_size = finding.path_size
-    if entry.kind == NAME:
-        entry.name = strdup(finding.name)
-        entry.name_size = strlen(finding.name)
-        if entry.name == NULL:
-            return False
     return place_of(group, fd, entry)
+
+
+cdef bint is_file(const Entry *entry, int fd) noexcept nogil:
+    """Is that what is behind a descriptor?"""
+    cdef statx_t status
+    return (statx(fd, b"", AT_EMPTY_PATH, STATX_INO, &status) == 0 and status.stx_ino == entry.inode
+            and (<uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor) == entry.device)
 
 
 cdef bint same(const Entry *a, const Entry *b) noexcept nogil:
@@ -418,11 +426,48 @@ cdef bint same(const Entry *a, const Entry *b) noexcept nogil:
             and (a.name_size == 0 or memcmp(a.name, b.name, a.name_size) == 0))
 
 
-cdef int entry_take(Guarded *guarded, const Finding *finding, int kind, int fd, Entry **kept) noexcept nogil:
-    """Guard one thing; it comes to ``kept``. 0 or an errno."""
-    cdef Guard *guard = guarded.guard
+cdef Entry *entry_new(Guarded *guarded, int kind, const char *path, const char *child,
+                      const char *name) noexcept nogil:
+    cdef Entry *entry = <Entry *>calloc(1, sizeof(Entry))
+    if entry == NULL:
+        return NULL
+    entry.kind, entry.deny, entry.bits = kind, guarded.deny, guarded.guard.bits
+    entry.path = joined(path, child)
+    entry.name = strdup(name) if name != NULL else NULL
+    if entry.path == NULL or (name != NULL and entry.name == NULL):
+        entry_free(entry)
+        return NULL
+    entry.path_size = strlen(entry.path)
+    entry.name_size = strlen(name) if name != NULL else 0
+    return entry
+
+
+cdef Entry *take_known(Guarded *guarded, const Entry *wanted) noexcept nogil:
+    """Take the entry that is like another one out of those that there were; NULL when there was none."""
     cdef Entry **link = &guarded.entries
     cdef Entry *entry
+    while link[0] != NULL and not same(link[0], wanted):
+        link = &link[0].next
+    entry = link[0]
+    if entry != NULL:
+        link[0] = entry.next
+    return entry
+
+
+cdef void keep(Guarded *guarded, Entry *entry) noexcept nogil:
+    entry.next = guarded.found
+    guarded.found = entry
+
+
+cdef int guarded_add(Guarded *guarded, int kind, int fd, const char *path, const char *child,
+                     const char *name) noexcept nogil:
+    """Guard a thing that a path is found to stand for: what is behind an O_PATH descriptor, or a ``name`` in there.
+
+    It is told of as ``path``, or as ``child`` below it. 0 or an errno, with guarded.guard.step.
+    """
+    cdef Guard *guard = guarded.guard
+    cdef Entry *entry
+    cdef Entry *known
     cdef Group *group
     cdef Subject *subject
     cdef int error = 0, number = (AUDIT if guard.audit else 0) | (REMOTE if is_remote(fd) else 0)
@@ -432,34 +477,43 @@ cdef int entry_take(Guarded *guarded, const Finding *finding, int kind, int fd, 
         return error
     guard.step = STEP_MARK
     group = <Group *>load_pointer(&guard.gate.reporter.groups[number])
-    entry = <Entry *>calloc(1, sizeof(Entry))
+    entry = entry_new(guarded, kind, path, child, name)
     if entry == NULL:
         return ENOMEM
-    entry.kind, entry.subject, entry.group = kind, subject, number
-    if not entry_fill(entry, group, guarded, finding, fd):
+    entry.subject, entry.group = subject, number
+    if not entry_fill(entry, group, fd):
         entry_free(entry)
         return ENOMEM
-    while link[0] != NULL and not same(link[0], entry):
-        link = &link[0].next
-    if link[0] != NULL:
+    known = take_known(guarded, entry)
+    if known != NULL:
         entry_free(entry)
-        entry = link[0]
-        error = mark_again(group, fd, entry.bits, kind != ITSELF)
-        if not error:
-            link[0] = entry.next
-            entry.next = kept[0]
-            kept[0] = entry
-        return error
+        keep(guarded, known)
+        return mark_again(group, fd, known.bits, kind != ITSELF)
     if not note_send(group, NOTE_ADD, entry, NULL):
         entry_free(entry)
         return ENOMEM
     error = mark_set(group, fd, entry.device, entry.inode, entry.bits, kind != ITSELF)
     if error:
         note_send(group, NOTE_REMOVE, entry, NULL)
-        return error
-    entry.next = kept[0]
-    kept[0] = entry
-    return 0
+    else:
+        keep(guarded, entry)
+    return error
+
+
+cdef Entry *guarded_settle(Guarded *guarded, bint complete) noexcept nogil:
+    """A look-up is over: what the path stands for no more, to be dropped.
+
+    When something could not be guarded, what was guarded before stays guarded.
+    """
+    cdef Entry *old = guarded.entries if complete else NULL
+    cdef Entry **end = &guarded.found
+    if not complete:
+        while end[0] != NULL:
+            end = &end[0].next
+        end[0] = guarded.entries
+    guarded.entries = guarded.found
+    guarded.found = NULL
+    return old
 
 
 cdef void guarded_drop(Guarded *guarded, Entry *entry, int fd) noexcept nogil:
@@ -475,30 +529,7 @@ cdef void guarded_drop(Guarded *guarded, Entry *entry, int fd) noexcept nogil:
     pthread_mutex_unlock(&gate.lock)
 
 
-cdef int guarded_take(Guarded *guarded, const Finding *finding, Entry **old) noexcept nogil:
-    """Guard what a path stands for now; ``old`` becomes what it stands for no more, to be dropped. 0 or an errno.
-
-    When something cannot be guarded, what was guarded before stays guarded.
-    """
-    cdef Entry *kept = NULL
-    cdef Entry *entry
-    cdef int error = 0
-    if finding.fd >= 0:
-        error = entry_take(guarded, finding, FOLDER if finding.directory else ITSELF, finding.fd, &kept)
-    if not error and finding.parent_fd >= 0 and not (finding.fd >= 0 and finding.directory):
-        error = entry_take(guarded, finding, NAME, finding.parent_fd, &kept)
-    if not error:
-        old[0] = guarded.entries
-        guarded.entries = NULL
-    while kept != NULL:
-        entry = kept
-        kept = entry.next
-        entry.next = guarded.entries
-        guarded.entries = entry
-    return error
-
-
-cdef int guarded_check(Guarded *guarded, const Finding *finding) noexcept nogil:
+cdef int guarded_check(Guarded *guarded, int fd) noexcept nogil:
     """Open what is guarded, and see that the responder is asked; 0 or an errno, EIO when it was not.
 
     That open is refused: no file system is asked, nothing is read, nobody else hears of it.
@@ -507,30 +538,30 @@ cdef int guarded_check(Guarded *guarded, const Finding *finding) noexcept nogil:
     cdef Entry *entry = guarded.entries
     cdef Group *group
     cdef char link[40]
-    cdef int fd, error
+    cdef int opened, error
     cdef bint also_open = not guard.bits & FAN_OPEN_PERM
-    while entry != NULL and entry.kind == NAME:
+    while entry != NULL and (entry.kind == NAME or not is_file(entry, fd)):
         entry = entry.next
-    if finding.fd < 0 or entry == NULL or not can_be_opened(finding.fd):
+    if entry == NULL or not can_be_opened(fd):
         return 0
     group = <Group *>load_pointer(&guard.gate.reporter.groups[entry.group])
     if also_open:
-        error = mark_set(group, finding.fd, entry.device, entry.inode, <uint32_t>FAN_OPEN_PERM, False)
+        error = mark_set(group, fd, entry.device, entry.inode, <uint32_t>FAN_OPEN_PERM, False)
         if error:
             return error
     guard.step = STEP_CHECK
     store_int(&entry.check, CHECKING)
-    snprintf(link, sizeof(link), b"/proc/self/fd/%d", finding.fd)
-    fd = open(link, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
+    snprintf(link, sizeof(link), b"/proc/self/fd/%d", fd)
+    opened = open(link, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
     error = errno
-    if fd >= 0:
-        close(fd)
+    if opened >= 0:
+        close(opened)
         error = EIO
     if load_int(&entry.check) == CHECKED:
         error = 0
     store_int(&entry.check, UNCHECKED)
     if also_open:
-        mark_drop(group, finding.fd, entry.device, entry.inode, <uint32_t>FAN_OPEN_PERM, False)
+        mark_drop(group, fd, entry.device, entry.inode, <uint32_t>FAN_OPEN_PERM, False)
     return error
 
 

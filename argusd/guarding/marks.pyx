@@ -8,7 +8,8 @@ Facts about marks that shape this file:
 * A mark dies with its inode, and when the file system is unmounted. To take it away earlier the file must be reached.
   A file that was moved, or whose container has ended, cannot be: its mark stays, and is a stray. What comes of it is
   allowed, and the descriptor of such an event is used to take the mark away.
-* A directory's mark covers what is opened in it by FAN_EVENT_ON_CHILD, and directories by FAN_ONDIR.
+* A directory's mark covers what is opened in it by FAN_EVENT_ON_CHILD, and directories by FAN_ONDIR. What is mounted
+  on a name in it is no child of it.
 * procfs refuses permission marks (EINVAL); so do file systems without a way to notify.
 * An O_PATH descriptor is marked through its link in /proc/self/fd, which leads to it wherever it is.
 """
@@ -52,7 +53,7 @@ cdef inline bint needs(uint32_t bits, bint children, int need) noexcept nogil:
 
 
 cdef inline uint64_t mask_of(int need) noexcept nogil:
-    return FAN_OPEN_PERM if need == OPENS else FAN_ACCESS_PERM if need == ACCESSES else FAN_ONDIR | FAN_EVENT_ON_CHILD
+    return FAN_OPEN_PERM if need == OPENS else FAN_ACCESS_PERM if need == ACCESSES else FAN_EVENT_ON_CHILD
 
 
 cdef Mark **mark_link(Group *group, uint64_t device, uint64_t inode) noexcept nogil:
@@ -71,7 +72,7 @@ cdef int change(Group *group, unsigned int how, int fd, uint64_t mask) noexcept 
 
 cdef int mark_again(Group *group, int fd, uint32_t bits, bint children) noexcept nogil:
     """Set the mark of what is marked already: it may have been unmounted meanwhile. 0 or an errno."""
-    return change(group, FAN_MARK_ADD, fd, bits | (mask_of(CHILDREN) if children else 0))
+    return change(group, FAN_MARK_ADD, fd, bits | FAN_ONDIR | (mask_of(CHILDREN) if children else 0))
 
 
 cdef int mark_set(Group *group, int fd, uint64_t device, uint64_t inode, uint32_t bits, bint children) noexcept nogil:
@@ -107,6 +108,7 @@ cdef void mark_drop(Group *group, int fd, uint64_t device, uint64_t inode, uint3
     cdef Mark *mark
     cdef uint64_t mask = 0
     cdef int need
+    cdef bint unused
     pthread_mutex_lock(&group.lock)
     link = mark_link(group, device, inode)
     mark = link[0]
@@ -116,9 +118,10 @@ cdef void mark_drop(Group *group, int fd, uint64_t device, uint64_t inode, uint3
                 mark.users[need] -= 1
                 if mark.users[need] == 0:
                     mask |= mask_of(need)
+        unused = not mark.users[OPENS] and not mark.users[ACCESSES] and not mark.users[CHILDREN]
         if mask and fd >= 0:
-            change(group, FAN_MARK_REMOVE, fd, mask)
-        if not mark.users[OPENS] and not mark.users[ACCESSES] and not mark.users[CHILDREN]:
+            change(group, FAN_MARK_REMOVE, fd, mask | (FAN_ONDIR if unused else 0))
+        if unused:
             link[0] = mark.next
             free(mark)
             group.mark_count -= 1
