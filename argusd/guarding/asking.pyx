@@ -138,14 +138,27 @@ cdef bint is_child(int directory, const Asked *asked) noexcept nogil:
     return same
 
 
-cdef bint from_root(int root, Asked *asked) noexcept nogil:
-    """Look the directory up below ``root``; True when it is there."""
+cdef size_t root_size(Group *group, const Asked *asked) noexcept nogil:
+    """How many bytes of the path lead to the root of the process, which may be no root of its mount namespace."""
+    cdef char path[32]
+    cdef char root[TEXT]
+    cdef ssize_t size
+    snprintf(path, sizeof(path), b"%d/root", asked.pid)
+    size = readlinkat(group.proc_fd, path, root, sizeof(root))
+    if size <= 1 or memcmp(root, asked.text, <size_t>size) != 0 or asked.text[size] != c'/':
+        return 0
+    return <size_t>size
+
+
+cdef bint from_root(Group *group, int root, Asked *asked) noexcept nogil:
+    """Look the directory up below the root of the process; True when it is there."""
     cdef char directory[TEXT + 16]
-    cdef size_t size = <size_t>(asked.name - asked.text)
+    cdef size_t begin = root_size(group, asked), size
     cdef statx_t status
     cdef bint found = False
     cdef int fd
-    memcpy(directory, asked.text, size)
+    size = <size_t>(asked.name - asked.text) - begin
+    memcpy(directory, asked.text + begin, size)
     directory[size] = c'.'
     directory[size + 1] = 0
     fd = look_up(root, directory, O_DIRECTORY)
@@ -178,7 +191,7 @@ cdef void ask_parent(Group *group, Asked *asked) noexcept nogil:
     root = openat(group.proc_fd, path, O_PATH | O_DIRECTORY | O_CLOEXEC)
     if root < 0:
         return
-    if from_root(root, asked):
+    if from_root(group, root, asked):
         asked.parent = PARENT_KNOWN
     close(root)
 
