@@ -18,8 +18,7 @@ from libc.errno cimport ENOMEM, errno
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 
-from argusd.guarding.asking cimport PARENT_KNOWN
-from argusd.guarding.table cimport BUCKETS, ITSELF, STRAYS, Entry, inode_bucket
+from argusd.guarding.table cimport BUCKETS, STRAYS, inode_bucket
 from argusd.includes.fanotify cimport (
     FAN_ACCESS_PERM,
     FAN_EVENT_ON_CHILD,
@@ -30,7 +29,7 @@ from argusd.includes.fanotify cimport (
     FAN_OPEN_PERM,
     fanotify_mark,
 )
-from argusd.includes.linux cimport AT_EMPTY_PATH, F_DUPFD_CLOEXEC, STATX_INO, close, fcntl, statx, statx_t
+from argusd.includes.linux cimport AT_EMPTY_PATH, F_DUPFD_CLOEXEC, STATX_INO, close, fcntl, statx, statx_t, write
 from argusd.includes.pthread cimport load_int, pthread_mutex_lock, pthread_mutex_unlock, store_int, swap_int
 
 
@@ -147,30 +146,30 @@ cdef void marks_free(Group *group) noexcept nogil:
 # ---- strays
 
 
-cdef bint is_beside(Group *group, const Asked *asked) noexcept nogil:
-    """Is it in a directory of which other names are guarded?"""
-    cdef const Entry *entry
-    if asked.parent != PARENT_KNOWN:
-        return False
-    entry = group.by_inode[inode_bucket(asked.parent_device, asked.parent_inode)]
-    while entry != NULL:
-        if entry.kind != ITSELF and entry.inode == asked.parent_inode and entry.device == asked.parent_device:
-            return True
-        entry = entry.next_by_inode
-    return False
-
-
 cdef void stray_found(Group *group, const Asked *asked) noexcept nogil:
     """Nobody guards what was asked for: leave its descriptor to the reporter. Called by the responder."""
+    cdef unsigned long long one = 1
     cdef int i, fd
-    if load_int(&group.strays) == 0 or is_beside(group, asked):
+    if load_int(&group.strays) == 0:
         return
     for i in range(STRAYS):
-        if load_int(&group.stray_fds[i]) == 0:
-            fd = fcntl(asked.fd, F_DUPFD_CLOEXEC, 0)
-            if fd >= 0:
-                store_int(&group.stray_fds[i], fd + 1)
-            return
+        if load_int(&group.stray_fds[i]):
+            continue
+        fd = fcntl(asked.fd, F_DUPFD_CLOEXEC, 0)
+        if fd >= 0:
+            store_int(&group.stray_fds[i], fd + 1)
+            if swap_int(group.reporter_waits, 0):
+                write(group.reporter_fd, &one, sizeof(one))
+        return
+
+
+cdef bint strays_wait(Group *group) noexcept nogil:
+    """Has the responder left any?"""
+    cdef int i
+    for i in range(STRAYS):
+        if load_int(&group.stray_fds[i]):
+            return True
+    return False
 
 
 cdef void strays_clear(Group *group) noexcept nogil:

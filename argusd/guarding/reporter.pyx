@@ -25,7 +25,7 @@ from argusd._records cimport (
     stamp_set,
     text_into,
 )
-from argusd.guarding.marks cimport strays_clear
+from argusd.guarding.marks cimport strays_clear, strays_wait
 from argusd.guarding.table cimport NOTE_END, NOTE_REMOVE, NOTE_SWITCH, RING, Note, Record, entry_free
 from argusd.includes.fanotify cimport stack_push, stack_take
 from argusd.includes.linux cimport POLLIN, SYS_gettid, poll, pollfd, read, syscall
@@ -137,7 +137,7 @@ cdef bint reporter_idle(Reporter *reporter) noexcept nogil:
     for i in range(GROUPS):
         group = <Group *>load_pointer(&reporter.groups[i])
         if group != NULL and (load_u64(&group.head) != load_u64(&group.tail)
-                              or load_pointer(&group.spent) != NULL):
+                              or load_pointer(&group.spent) != NULL or strays_wait(group)):
             return False
     return True
 

@@ -113,6 +113,11 @@ class Guarding:
         """End a guard."""
         self.engine.switch([], [self._labels.pop(label)])
 
+    def replace(self, label: str, new_label: str, number: int) -> None:
+        """Let a guard that was prepared and armed take the place of another one."""
+        self._labels[new_label] = number
+        self.engine.switch([number], [self._labels.pop(label)])
+
     def settle(self) -> None:
         """Wait until nothing is left to be done for what the engine has seen."""
         until(self.engine.settled, "the engine comes to rest")

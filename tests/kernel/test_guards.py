@@ -1,0 +1,306 @@
+"""What no single story shows: several containers, mounts, limits, refusals, and what guards leave behind."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from argusd._fanotify import EVENTS, GuardError
+from tests.kernel.container import Container, Way
+from tests.kernel.guarding import Guarding
+from tests.kernel.opening import Process
+from tests.kernel.silent_fuse import SilentFileSystem
+from tests.waiting import TIMEOUT_S, until
+
+MS_BIND: Final = 0x1000
+MNT_DETACH: Final = 2
+UPDATES: Final = 300
+CYCLES: Final = 300
+RENAMES: Final = 300
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class Sandbox:
+    """A folder, guards, and processes of the host that open things in it."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "sentinel").write_text("-")
+        self.folder = folder / "guarded"
+        self.folder.mkdir()
+        self.file = self.folder / "f"
+        self.file.write_text("-")
+        self.opener = Process()
+        self.other = Process()
+        self.mounted: list[Path] = []
+        self.guarding = Guarding(folder / "sentinel")
+
+    def deny(self, *paths: Path, label: str = "-", mask: int = EVENTS["OPEN_PERM"], pid: int = 0) -> None:
+        """Deny paths that are there to everybody."""
+        errors = self.guarding.guard(label, pid or os.getpid(), deny=map(os.fsencode, paths), mask=mask)
+        assert set(errors) == {0}
+
+    def opens(self, path: Path) -> bool:
+        """Whether it can be opened; nothing but the guard is in the way."""
+        answer = self.opener.do("open", path)
+        assert answer in {"", "EPERM"}
+        return not answer
+
+    def bind(self, source: Path, target: Path) -> None:
+        """Mount one on the other."""
+        if _libc.mount(os.fsencode(source), os.fsencode(target), None, MS_BIND, None) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self.mounted.append(target)
+
+    def unmount(self, target: Path) -> None:
+        """Undo that."""
+        assert _libc.umount2(os.fsencode(target), MNT_DETACH) == 0
+        self.mounted.remove(target)
+
+    def close(self) -> None:
+        """End everything."""
+        self.guarding.close()
+        self.opener.close()
+        self.other.close()
+        for target in reversed(self.mounted):
+            _libc.umount2(os.fsencode(target), MNT_DETACH)
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
+    sandbox = Sandbox(tmp_path)
+    yield sandbox
+    sandbox.close()
+
+
+def descriptors() -> int:
+    """How many this process has."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def marks() -> int:
+    """How many files and directories its permission groups have marked: see proc_pid_fdinfo(5)."""
+    infos = [path.read_text() for path in Path("/proc/self/fdinfo").iterdir() if path.exists()]
+    return sum(info.count("fanotify ino:") for info in infos)
+
+
+def test_container_that_shares_a_volume_is_refused_too(tmp_path: Path) -> None:
+    for name in ("one/data", "two/shared"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "sentinel").write_text("-")
+    (tmp_path / "one/data/f").write_text("-")
+    one = Container(tmp_path / "one", own_mounts=True)
+    two = Container(tmp_path / "two", own_mounts=True)
+    source, target = os.fsencode(tmp_path / "one/data"), os.fsencode(tmp_path / "two/shared")
+    assert _libc.mount(source, target, None, MS_BIND, None) == 0
+    inside = Process(two)
+    guarding = Guarding(tmp_path / "sentinel")
+    try:
+        guarding.guard("one", one.pid, deny=[b"/data"])
+        guarding.guard("two", two.pid, allow=[b"/shared/f"])
+        assert inside.do("open", "/shared/f") == "EPERM"
+        assert set(guarding.lines()) == {"one: DENY OPEN_PERM file /data/f", "two: DENY OPEN_PERM file /shared/f"}
+        guarding.unguard("one")
+        assert inside.do("open", "/shared/f") == ""
+        assert guarding.lines() == ["two: ALLOW OPEN_PERM file /shared/f"]
+    finally:
+        guarding.close()
+        inside.close()
+        _libc.umount2(target, MNT_DETACH)
+        for container in (one, two):
+            container.close()
+
+
+def test_same_name_elsewhere_is_not_taken_for_the_guarded_one(sandbox: Sandbox) -> None:
+    sandbox.deny(sandbox.file)
+    other = sandbox.folder / "other"
+    other.mkdir()
+    (other / "f").write_text("-")
+    assert sandbox.opens(other / "f")
+    assert not sandbox.opens(sandbox.file)
+
+
+def test_file_that_is_mounted_in_a_guarded_directory_is_guarded(sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("-")
+    sandbox.bind(tmp_path / "hosts", sandbox.file)
+    sandbox.deny(sandbox.folder)
+    assert not sandbox.opens(sandbox.file)
+    assert sandbox.guarding.lines() == [f"-: DENY OPEN_PERM file {sandbox.file}"]
+
+
+def test_directory_that_is_mounted_in_a_guarded_directory_is_guarded_without_what_is_in_it(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "volume/f").write_text("-")
+    (sandbox.folder / "volume").mkdir()
+    sandbox.bind(tmp_path / "volume", sandbox.folder / "volume")
+    sandbox.deny(sandbox.folder)
+    assert sandbox.opener.do("list", sandbox.folder / "volume") == "EPERM"
+    assert sandbox.guarding.lines() == [f"-: DENY OPEN_PERM directory {sandbox.folder / 'volume'}"]
+    assert sandbox.opens(sandbox.folder / "volume/f")
+
+
+def test_what_is_mounted_later_is_guarded_soon(sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("-")
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "volume/f").write_text("-")
+    sandbox.deny(sandbox.folder)
+    sandbox.bind(tmp_path / "hosts", sandbox.file)
+    until(lambda: not sandbox.opens(sandbox.file), "the mounted file is guarded")
+    sandbox.unmount(sandbox.file)
+    sandbox.bind(tmp_path / "volume", sandbox.folder)
+    until(lambda: not sandbox.opens(sandbox.folder / "f"), "the directory mounted on the guarded one is guarded")
+
+
+def test_files_of_procfs_are_refused_with_the_reason(sandbox: Sandbox) -> None:
+    with pytest.raises(GuardError) as caught:
+        sandbox.deny(Path("/proc/self/status"))
+    assert (caught.value.step, caught.value.errno, caught.value.filename) == ("mark", errno.EINVAL, "/proc/self/status")
+    assert sandbox.guarding.guards.statistics()["strays"] == 0
+
+
+def test_guard_of_which_one_path_is_refused_guards_nothing(sandbox: Sandbox) -> None:
+    with pytest.raises(GuardError):
+        sandbox.deny(sandbox.file, Path("/proc/self/status"))
+    assert sandbox.opens(sandbox.file)
+    assert sandbox.guarding.lines() == []
+
+
+def test_update_leaves_no_moment_without_the_guard(sandbox: Sandbox) -> None:
+    sandbox.deny(sandbox.file, label="0")
+    stop = threading.Event()
+    opened: list[int] = []
+    refused: list[int] = []
+
+    def hammer() -> None:
+        while not stop.is_set():
+            (refused if sandbox.other.do("open", sandbox.file) else opened).append(1)
+
+    thread = threading.Thread(target=hammer)
+    thread.start()
+    for number in range(1, UPDATES):
+        new = sandbox.guarding.prepare(str(number), os.getpid(), deny=[os.fsencode(sandbox.file)])
+        sandbox.guarding.engine.arm(new)
+        sandbox.guarding.replace(str(number - 1), str(number), new)
+    stop.set()
+    thread.join()
+    assert not opened
+    lines = sandbox.guarding.lines()
+    assert len(lines) == len(refused), "each answer is told once"
+
+
+def test_replacing_by_rename_leaves_no_moment_without_the_guard(sandbox: Sandbox) -> None:
+    """As editors and package managers save, many times, while others try to get in."""
+    sandbox.deny(sandbox.file)
+    stop = threading.Event()
+    opened: list[int] = []
+    refused: list[int] = []
+
+    def hammer() -> None:
+        while not stop.is_set():
+            (refused if sandbox.other.do("open", sandbox.file) else opened).append(1)
+
+    thread = threading.Thread(target=hammer)
+    thread.start()
+    for number in range(RENAMES):
+        fresh = sandbox.folder / f"new{number}"
+        fresh.write_text("-")
+        fresh.rename(sandbox.file)
+    stop.set()
+    thread.join()
+    assert not opened
+    assert len(sandbox.guarding.lines()) == len(refused)
+
+
+def test_guards_leave_no_descriptor_and_no_mark(sandbox: Sandbox) -> None:
+    sandbox.deny(sandbox.file)
+    sandbox.guarding.unguard("-")
+    before, before_marks = descriptors(), marks()
+    for _ in range(CYCLES):
+        sandbox.deny(sandbox.file, sandbox.folder)
+        sandbox.guarding.unguard("-")
+    sandbox.guarding.settle()
+    until(lambda: sandbox.guarding.guards.statistics()["guards"] == 2, "ended guards are freed")  # the sentinels
+    assert descriptors() == before
+    assert sandbox.guarding.guards.statistics()["strays"] == 0
+    answered = sandbox.guarding.guards.statistics()
+    assert sandbox.opens(sandbox.file)
+    assert sandbox.guarding.guards.statistics() == answered
+    assert marks() == before_marks
+
+
+def test_mark_that_cannot_be_reached_is_taken_away_when_it_shows(sandbox: Sandbox) -> None:
+    sandbox.deny(sandbox.file)
+    sandbox.file.rename(sandbox.folder / "old")
+    sandbox.guarding.settle()
+    assert sandbox.guarding.guards.statistics()["strays"] == 1
+    until(
+        lambda: sandbox.opens(sandbox.folder / "old") and sandbox.guarding.guards.statistics()["strays"] == 0,
+        "the mark of the file that was moved away goes",
+    )
+
+
+def test_container_that_ends_leaves_its_volume_open(tmp_path: Path, sandbox: Sandbox) -> None:
+    container = Container(tmp_path)
+    path = "/" + str(sandbox.file.relative_to(tmp_path))
+    sandbox.guarding.guard("c", container.pid, deny=[path.encode()])
+    assert not sandbox.opens(sandbox.file)
+    container.end()
+    sandbox.guarding.unguard("c")
+    assert sandbox.opens(sandbox.file)
+    container.close()
+
+
+def test_silent_file_system_holds_up_no_other_guard(sandbox: Sandbox) -> None:
+    place = sandbox.folder / "silent"
+    place.mkdir()
+    try:
+        silent = SilentFileSystem(place)
+    except OSError as error:
+        pytest.skip(f"no FUSE on this machine: {error}")
+    with silent:
+        number = sandbox.guarding.prepare("silent", os.getpid(), deny=[os.fsencode(place / "f")])
+        failures: list[OSError] = []
+
+        def arm() -> None:
+            try:
+                sandbox.guarding.engine.arm(number)
+            except OSError as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=arm)
+        thread.start()
+        sandbox.deny(sandbox.file)
+        assert not sandbox.opens(sandbox.file)
+        assert thread.is_alive(), "its own open of the silent file waits"
+        silent.end_server()
+        thread.join(TIMEOUT_S)
+        assert not thread.is_alive()
+        assert not sandbox.opens(sandbox.file)
+        sandbox.guarding.engine.switch([], [number])
+
+
+def test_both_ways_leave_the_containers_mounts_alone(tmp_path: Path) -> None:
+    for way in (Way.OPENAT2, Way.SETNS):
+        root = tmp_path / way.value
+        root.mkdir()
+        (root / "f").write_text("-")
+        (root / "sentinel").write_text("-")
+        container = Container(root, own_mounts=True)
+        guarding = Guarding(root / "sentinel", way.enter)
+        try:
+            guarding.guard("-", container.pid, deny=[b"/f"])
+            container.end()
+            guarding.settle()
+            container.unmount()  # EBUSY if anything of it was still held
+        finally:
+            guarding.close()
+            container.close()
