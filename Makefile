@@ -11,8 +11,8 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 
-NATIVE_SOURCES := setup.py $(wildcard argusd/*.pyx argusd/*.pxd argusd/engine/*.pyx argusd/engine/*.pxd argusd/includes/*.pxd proto/*.proto)
-PROGRAM_SOURCES := $(wildcard argusd/*.py argusd/engine/*.py packaging/*.py) packaging/argusd.spec packaging/binary.sh
+NATIVE_SOURCES := setup.py $(wildcard argusd/*.pyx argusd/*.pxd argusd/engine/*.pyx argusd/engine/*.pxd argusd/guarding/*.pyx argusd/guarding/*.pxd argusd/includes/*.pxd proto/*.proto)
+PROGRAM_SOURCES := $(wildcard argusd/*.py argusd/engine/*.py argusd/guarding/*.py packaging/*.py) packaging/argusd.spec packaging/binary.sh
 IMAGE_SOURCES := Dockerfile.scratch .dockerignore packaging/image.sh
 
 .PHONY: help
@@ -65,7 +65,7 @@ native: $(STAMPS)/native ## build the extensions and the protobuf code in place
 .PHONY: clean
 clean: ## remove what was built, .venv included
 	@if [ -x packaging/image.sh ]; then packaging/image.sh clean; fi
-	rm -rf build dist $(VENV) argusd/*.c argusd/*.so argusd/engine/*.c argusd/engine/*.so argusd/proto/*_pb2* *.egg-info
+	rm -rf build dist $(VENV) argusd/*.c argusd/*.so argusd/engine/*.c argusd/engine/*.so argusd/guarding/*.c argusd/guarding/*.so argusd/proto/*_pb2* *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find argusd tests benchmarks demo packaging -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
