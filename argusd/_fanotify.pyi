@@ -11,7 +11,7 @@ class GuardError(OSError):
     """A guard cannot stand. ``filename`` is the subject path where there is one."""
 
     step: Literal["init", "audit", "mark", "check"]
-    """``init``: fanotify_init(2) failed; ``audit``: it failed with FAN_ENABLE_AUDIT; ``mark``: fanotify_mark(2) failed;
+    """``init``: fanotify_init(2) failed; ``audit``: it does with FAN_ENABLE_AUDIT; ``mark``: fanotify_mark(2) failed;
     ``check``: the mark stands, but our own open of the path was not seen."""
 
 @final

@@ -4,7 +4,7 @@
 Who owns what:
 
 * ``Group`` (guarding/table.pxd): a fanotify group and its responder thread, which alone reads the tables and answers.
-  There are up to four: with and without the kernel's audit, for local file systems and for those with a server.
+  There are up to two: for local file systems, and for those whose server may keep us waiting.
 * ``Reporter`` (guarding/reporter.pyx): the thread that makes the lines of what was answered.
 * ``Guard``, ``Guarded`` (guarding/guards.pyx): one subject in one container, and one of its paths. The watch engine
   looks the paths up, again whenever what they stand for may have changed, and hands over what it finds.

@@ -22,6 +22,7 @@ cdef struct Asked:
     bint nameless                   # the file has lost its name
     bint hit                        # it is guarded itself
     bint denied
+    bint audit                      # of something that concerns the event
     int parent_pid                  # of the process, -1 when not asked for yet
     int parent                      # PARENT_*
     uint64_t parent_device

@@ -45,33 +45,47 @@ cdef bint may_be_child_of(const Asked *asked, const Entry *entry) noexcept nogil
     return entry.device == asked.device or entry.mount == asked.mount
 
 
-cdef bint decide(Group *group, Asked *asked) noexcept nogil:
-    """True when the process is to be refused."""
-    cdef const Entry *entry = group.by_inode[inode_bucket(asked.device, asked.inode)]
+cdef bint weigh(Group *group, Asked *asked, const Entry *entry) noexcept nogil:
+    """Take in an entry that concerns the event; True when nothing else matters any more."""
+    asked.denied = asked.denied or denies(group, asked, entry)
+    asked.audit = asked.audit or entry.subject.audit
+    return asked.denied and group.audited == 0
+
+
+cdef void weigh_any(Group *group, Asked *asked) noexcept nogil:
+    """Take in whatever the file may be a child of."""
+    cdef const Entry *entry
     cdef int i
-    while entry != NULL:
-        if is_self(asked, entry) and concerns(asked, entry):
-            asked.hit = True
-            if denies(group, asked, entry):
-                return True
-        entry = entry.next_by_inode
-    if group.denying[asked.event] == 0:
-        return False
-    if (not asked.hit and not asked.directory and load_int(&group.strays) == 0
-            and group.strict[asked.event] + group.files_on == group.entries):
-        return True
-    ask_parent(group, asked)
-    if asked.parent == PARENT_KNOWN:
-        entry = group.by_inode[inode_bucket(asked.parent_device, asked.parent_inode)]
-        while entry != NULL:
-            if is_child_of(asked, entry) and concerns(asked, entry) and denies(group, asked, entry):
-                return True
-            entry = entry.next_by_inode
-        return False
     for i in range(BUCKETS):
         entry = group.by_inode[i]
         while entry != NULL:
-            if may_be_child_of(asked, entry) and concerns(asked, entry) and denies(group, asked, entry):
-                return True
+            if may_be_child_of(asked, entry) and concerns(asked, entry) and weigh(group, asked, entry):
+                return
             entry = entry.next_by_inode
-    return False
+
+
+cdef void decide(Group *group, Asked *asked) noexcept nogil:
+    """Set whether the process is to be refused, and whether that is to be audited."""
+    cdef const Entry *entry = group.by_inode[inode_bucket(asked.device, asked.inode)]
+    while entry != NULL:
+        if is_self(asked, entry) and concerns(asked, entry):
+            asked.hit = True
+            if weigh(group, asked, entry):
+                return
+        entry = entry.next_by_inode
+    if group.audited == 0:
+        if group.denying[asked.event] == 0:
+            return
+        if (not asked.hit and not asked.directory and load_int(&group.strays) == 0
+                and group.strict[asked.event] + group.files_on == group.entries):
+            asked.denied = True
+            return
+    ask_parent(group, asked)
+    if asked.parent != PARENT_KNOWN:
+        weigh_any(group, asked)
+        return
+    entry = group.by_inode[inode_bucket(asked.parent_device, asked.parent_inode)]
+    while entry != NULL:
+        if is_child_of(asked, entry) and concerns(asked, entry) and weigh(group, asked, entry):
+            return
+        entry = entry.next_by_inode

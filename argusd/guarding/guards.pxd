@@ -31,7 +31,7 @@ cdef struct Guard:
     bint audit
     bint on
     const Lines *lines
-    Subject *subjects[2]            # in the groups for local and for remote file systems; NULL when not needed yet
+    Subject *subjects[GROUPS]       # NULL when not needed yet
     int step                        # of the last failure
 
 # One of its paths.

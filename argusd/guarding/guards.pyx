@@ -43,7 +43,6 @@ from argusd.guarding.table cimport (
 )
 from argusd.includes.fanotify cimport (
     FAN_CLASS_CONTENT,
-    FAN_CLASS_PRE_CONTENT,
     FAN_CLOEXEC,
     FAN_ENABLE_AUDIT,
     FAN_NONBLOCK,
@@ -106,12 +105,12 @@ from argusd.threads cimport thread_begin
 
 cdef enum:
     GROUP_FD = 512                  # descriptors of groups come behind all others, see group_make
-    REMOTE = 2                      # bits of a group's number
-    AUDIT = 1
+    LOCAL = 0                       # numbers of groups
+    REMOTE = 1
 
 
 # File systems that answer for themselves; of every other one a server may keep an open waiting.
-cdef unsigned long *LOCAL = [
+cdef unsigned long *LOCAL_TYPES = [
     0xEF53,                         # ext2, ext3, ext4
     0x58465342,                     # xfs
     0x9123683E,                     # btrfs
@@ -139,9 +138,9 @@ cdef bint is_remote(int fd) noexcept nogil:
     cdef int i = 0
     if fstatfs(fd, &status) != 0:
         return True
-    while LOCAL[i] and LOCAL[i] != <unsigned long>status.f_type:
+    while LOCAL_TYPES[i] and LOCAL_TYPES[i] != <unsigned long>status.f_type:
         i += 1
-    return LOCAL[i] == 0
+    return LOCAL_TYPES[i] == 0
 
 # ---- groups
 
@@ -162,52 +161,60 @@ cdef void group_free(Group *group) noexcept nogil:
     free(group)
 
 
-cdef int group_fd_last(int fd, const Group *before) noexcept nogil:
-    """Give a group a number behind all others, and behind that of ``before``; -1 when there is none.
+cdef int group_fd_last(int fd) noexcept nogil:
+    """Give a group a number behind all others; -1 when there is none.
 
     When a process dies, its descriptors are released beginning with the last. While a process waits for an answer of
-    one group, the end of an inotify instance that watches the file waits for it, too, when what is marked is the
-    directory; and so does the end of every group that is asked after this one. So the group has to end first. Killed
-    with processes waiting, a holder of a group and an inotify instance was stuck for ever, 2 of 2 times, when the group
-    had the lower number, and never with the higher one; with two groups, 6 of 6 times and never.
+    the group, the end of an inotify instance that watches the file waits for it, too, when what is marked is the
+    directory. So the group has to end first: killed with processes waiting, a holder of both was stuck for ever 2 of 2
+    times when the group had the lower number, and never with the higher one.
     """
     cdef int last = -1, least = GROUP_FD
-    if before != NULL:
-        last = fcntl(fd, F_DUPFD_CLOEXEC, before.fd + 1)
-    while before == NULL and last < 0 and least > 0:
+    while last < 0 and least > 0:
         last = fcntl(fd, F_DUPFD_CLOEXEC, least)
         least //= 2                 # there may be no such high numbers
     close(fd)
     return last
 
 
-cdef int group_make(Gate *gate, int number) noexcept nogil:
-    """0 or an errno."""
-    cdef Group *group = <Group *>calloc(1, sizeof(Group))
-    cdef unsigned int flags = FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS
-    cdef int error = 0
-    if group == NULL:
-        return ENOMEM
-    # The kernel asks the one with audit first, or it could not be known which of the two has to end first.
-    flags |= FAN_CLASS_PRE_CONTENT | FAN_ENABLE_AUDIT if number & AUDIT else FAN_CLASS_CONTENT
-    pthread_mutex_init(&group.lock, NULL)
-    group.audit, group.remote = number & AUDIT, number & REMOTE
-    group.self = getpid()
-    group.reporter_waits, group.reporter_fd = &gate.reporter.waits, gate.reporter.fd
+cdef int group_open(Group *group) noexcept nogil:
+    """The kernel's part of a group; 0 or an errno.
+
+    Whether an answer is audited is said with each answer. So one group will do, audit or not, and has to: of two in one
+    process each may wait for the other's end, and then neither the process nor those that wait for it ever end.
+    """
+    cdef unsigned int flags = FAN_CLASS_CONTENT | FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS
+    cdef int event_flags = O_RDONLY | O_LARGEFILE | O_CLOEXEC | O_NONBLOCK | O_NOATIME
+    group.fd = fanotify_init(flags | FAN_ENABLE_AUDIT, <unsigned int>event_flags)
+    if group.fd < 0:
+        group.no_audit = errno      # EPERM: no CAP_AUDIT_WRITE; EINVAL: a kernel without audit
+        group.fd = fanotify_init(flags, <unsigned int>event_flags)
+    if group.fd >= 0:
+        group.fd = group_fd_last(group.fd)
+    if group.fd < 0:
+        return errno
     group.links_fd = open(b"/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC)
     group.proc_fd = open(b"/proc", O_PATH | O_DIRECTORY | O_CLOEXEC)
     group.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-    group.fd = fanotify_init(flags, O_RDONLY | O_LARGEFILE | O_CLOEXEC | O_NONBLOCK | O_NOATIME)
-    if group.fd < 0 or group.links_fd < 0 or group.proc_fd < 0 or group.wake_fd < 0:
-        error = errno
-    else:
-        group.fd = group_fd_last(group.fd, <Group *>gate.reporter.groups[number & ~AUDIT] if number & AUDIT else NULL)
-        if group.fd < 0:
-            error = errno
+    return errno if group.links_fd < 0 or group.proc_fd < 0 or group.wake_fd < 0 else 0
+
+
+cdef int group_make(Gate *gate, int number) noexcept nogil:
+    """0 or an errno."""
+    cdef Group *group = <Group *>calloc(1, sizeof(Group))
+    cdef int error
+    if group == NULL:
+        return ENOMEM
+    pthread_mutex_init(&group.lock, NULL)
+    group.fd = group.links_fd = group.proc_fd = group.wake_fd = -1
+    group.remote = number == REMOTE
+    group.self = getpid()
+    group.reporter_waits, group.reporter_fd = &gate.reporter.waits, gate.reporter.fd
     group.responder = calloc(1, responder_size())
     group.ring = <char *>mmap(NULL, RING, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if <void *>group.ring == MAP_FAILED:
         group.ring = NULL
+    error = group_open(group)
     if not error and (group.responder == NULL or group.ring == NULL):
         error = ENOMEM
     if not error:
@@ -223,8 +230,6 @@ cdef Group *group_for(Gate *gate, int number, int *error) noexcept nogil:
     """The group of that number, made when it is first needed. With the gate's lock held."""
     if gate.closed:
         error[0] = EIO
-    elif number & AUDIT and group_for(gate, number & ~AUDIT, error) == NULL:
-        return NULL
     elif gate.reporter.groups[number] == NULL:
         error[0] = group_make(gate, number)
     return <Group *>gate.reporter.groups[number]
@@ -233,11 +238,12 @@ cdef Group *group_for(Gate *gate, int number, int *error) noexcept nogil:
 cdef int gate_open(Gate *gate, bint audit, int *step) noexcept nogil:
     """Make sure that there can be guards; 0 or an errno."""
     cdef int error = 0
-    pthread_mutex_lock(&gate.lock)
+    cdef Group *group
     step[0] = STEP_INIT
-    if group_for(gate, 0, &error) != NULL and not error and audit:
-        step[0] = STEP_AUDIT
-        group_for(gate, AUDIT, &error)
+    pthread_mutex_lock(&gate.lock)
+    group = group_for(gate, LOCAL, &error)
+    if not error and audit:
+        step[0], error = STEP_AUDIT, group.no_audit
     pthread_mutex_unlock(&gate.lock)
     return error
 
@@ -267,7 +273,7 @@ cdef void gate_close(Gate *gate, int timeout_ms) noexcept nogil:
     pthread_mutex_unlock(&gate.lock)
     clock_gettime(CLOCK_REALTIME, &until)
     until.tv_sec += timeout_ms // 1000 + 1
-    for i in range(GROUPS - 1, -1, -1):             # as group_fd_last has it; the others go on answering meanwhile
+    for i in range(GROUPS):
         group = <Group *>gate.reporter.groups[i]
         if group == NULL:
             continue
@@ -304,7 +310,7 @@ cdef void gate_free(Gate *gate) noexcept nogil:
 
 cdef Subject *subject_in(Guard *guard, int number, int *error) noexcept nogil:
     """The guard's subject in a group."""
-    cdef Subject **place = &guard.subjects[1 if number & REMOTE else 0]
+    cdef Subject **place = &guard.subjects[number]
     pthread_mutex_lock(&guard.gate.lock)
     if group_for(guard.gate, number, error) != NULL and not error[0] and place[0] == NULL:
         place[0] = <Subject *>calloc(1, sizeof(Subject))
@@ -312,7 +318,7 @@ cdef Subject *subject_in(Guard *guard, int number, int *error) noexcept nogil:
             error[0] = ENOMEM
         else:
             place[0].lines, place[0].number, place[0].owner = guard.lines, guard.number, guard.owner
-            place[0].on = guard.on
+            place[0].audit, place[0].on = guard.audit, guard.on
     pthread_mutex_unlock(&guard.gate.lock)
     return place[0]
 
@@ -331,8 +337,8 @@ cdef void switch_in(Gate *gate, int number, Guard **guards, int on_count, int of
         abort()                     # a guard that does not begin would be a wrong answer, one that does not end too
     note.kind = NOTE_SWITCH
     for i in range(on_count + off_count):
-        subject = guards[i].subjects[1 if number & REMOTE else 0]
-        if subject == NULL or guards[i].audit != group.audit:
+        subject = guards[i].subjects[number]
+        if subject == NULL:
             continue
         at = note.on_count + note.off_count
         note.subjects[at] = subject
@@ -362,11 +368,11 @@ cdef int guard_end(Guard *guard) noexcept nogil:
     cdef Group *group
     cdef int i, subjects = 0
     pthread_mutex_lock(&guard.gate.lock)
-    for i in range(2):
+    for i in range(GROUPS):
         if guard.subjects[i] == NULL:
             continue
         subjects += 1
-        group = <Group *>guard.gate.reporter.groups[(AUDIT if guard.audit else 0) | (REMOTE if i else 0)]
+        group = <Group *>guard.gate.reporter.groups[i]
         if not guard.gate.closed:
             note_send(group, NOTE_END, NULL, guard.subjects[i])
         elif guard.gate.ended:
@@ -480,8 +486,8 @@ cdef int guarded_add(Guarded *guarded, int kind, int fd, const char *path, const
     cdef Entry *known
     cdef Group *group
     cdef Subject *subject
-    cdef int error = 0, number = (AUDIT if guard.audit else 0) | (REMOTE if is_remote(fd) else 0)
-    guard.step = STEP_AUDIT if guard.audit else STEP_INIT
+    cdef int error = 0, number = REMOTE if is_remote(fd) else LOCAL
+    guard.step = STEP_INIT
     subject = subject_in(guard, number, &error)
     if error:
         return error

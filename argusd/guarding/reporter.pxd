@@ -4,7 +4,7 @@ from argusd._output cimport SINKS_MAX, Sink
 from argusd.guarding.table cimport Group
 
 cdef enum:
-    GROUPS = 4                      # with and without audit, on local and on remote file systems
+    GROUPS = 2                      # for local and for remote file systems
 
 cdef struct Reporter:
     void *groups[GROUPS]            # Group; NULL for one that is not made yet

@@ -66,7 +66,7 @@ cdef void answer(Group *group, const Asked *asked) noexcept nogil:
     cdef fanotify_response response
     response.fd = asked.fd
     response.response = FAN_DENY if asked.denied else FAN_ALLOW
-    if group.audit:
+    if asked.audit:
         response.response |= FAN_AUDIT
     write(group.fd, &response, sizeof(response))    # ENOENT: the process was killed while it waited
 
@@ -92,14 +92,14 @@ cdef void take_event(Responder *responder, const fanotify_event_metadata *event)
     asked.fd, asked.pid = event.fd, event.pid
     asked.event = OPEN if event.mask & FAN_OPEN_PERM else ACCESS
     asked.bit = <uint32_t>(event.mask & (FAN_OPEN_PERM | FAN_ACCESS_PERM))
-    asked.hit = asked.denied = False
+    asked.hit = asked.denied = asked.audit = False
     asked.parent_pid, asked.parent = -1, PARENT_UNASKED
     asked.name, asked.name_size = NULL, 0
     if ask_file(asked):
         if asked.pid == group.self:
             asked.denied = is_check(group, asked)
         else:
-            asked.denied = decide(group, asked)
+            decide(group, asked)
     answer(group, asked)
     if asked.pid == group.self:
         close(asked.fd)

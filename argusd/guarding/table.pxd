@@ -31,6 +31,7 @@ cdef struct Subject:
     const Lines *lines
     int number
     int owner                       # the container's init, when it and its children are always allowed, else 0
+    bint audit                      # the kernel's audit log is to have the answer
     bint on
     uint64_t told                   # number of the last event that is told about
     Entry *entries
@@ -88,7 +89,7 @@ cdef struct Record:
 
 cdef struct Group:
     int fd
-    bint audit
+    int no_audit                    # errno that keeps answers from the kernel's audit log, 0 when they can get there
     bint remote                     # on file systems whose server may not answer
     int wake_fd                     # an eventfd: there are notes, or the end has come
     int stopping
@@ -107,6 +108,7 @@ cdef struct Group:
     uint32_t covering               # FOLDER and NAME of subjects that are on
     uint32_t denying[2]             # of those, denied to somebody, by event
     uint32_t strict[2]              # of those, FOLDER and denied to everybody
+    uint32_t audited                # entries of subjects that are on, and to be audited
     uint64_t number                 # of the event that is told about
 
     # Between threads, without locks.

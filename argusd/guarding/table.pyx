@@ -59,6 +59,8 @@ cdef void count(Group *group, const Entry *entry, int by) noexcept nogil:
     cdef int event
     if not entry.subject.on:
         return
+    if entry.subject.audit:
+        group.audited += <uint32_t>by
     if entry.kind == ITSELF:
         group.files_on += <uint32_t>by
         return

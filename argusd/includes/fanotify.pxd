@@ -13,7 +13,7 @@ cdef extern from "<sys/fanotify.h>" nogil:
     cdef struct fanotify_response:
         int32_t fd
         uint32_t response
-    unsigned int FAN_CLASS_CONTENT, FAN_CLASS_PRE_CONTENT, FAN_CLOEXEC, FAN_NONBLOCK, FAN_UNLIMITED_QUEUE
+    unsigned int FAN_CLASS_CONTENT, FAN_CLOEXEC, FAN_NONBLOCK, FAN_UNLIMITED_QUEUE
     unsigned int FAN_UNLIMITED_MARKS
     unsigned int FAN_ENABLE_AUDIT, FAN_MARK_ADD, FAN_MARK_REMOVE, FAN_MARK_FLUSH
     uint32_t FAN_ALLOW, FAN_DENY, FAN_AUDIT
