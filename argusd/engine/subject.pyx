@@ -38,7 +38,7 @@ from argusd.engine.guarded cimport Finding, guard_root
 from argusd.engine.listing cimport expect_echoes, list_directory
 from argusd.engine.opening cimport add_watch, identify, same_file, watch_any
 from argusd.engine.tree cimport is_ignored, node_free_tree, node_is, node_new
-from argusd.engine.walk cimport chain_push, node_open, walk_enter
+from argusd.engine.walk cimport chain_push, is_absence, node_open, walk_enter
 from argusd.engine.window cimport window_open
 from argusd.engine.work cimport notice_push, root_unsettle
 from argusd.includes.linux cimport (
@@ -363,6 +363,11 @@ cdef bint stays_beyond(Walk *walk, Root *root) noexcept nogil:
     return beyond
 
 
+cdef bint is_missing(int error) noexcept nogil:
+    """Does a path stand for nothing? Any other error says nothing about the path: what was guarded stays so."""
+    return is_absence(error) or error == ENAMETOOLONG or error == ESRCH
+
+
 cdef bint last_is_missing(const Search *search, int error) noexcept nogil:
     """Is only the last name of the path missing, from a directory that is there?"""
     cdef size_t at = search.at
@@ -408,7 +413,7 @@ cdef int look_up(Walk *walk, Root *root) noexcept nogil:
         error = search_path(&search, walk, root)
     if not error and root.subscription.only_dir and not search.directory:
         error = ENOTDIR
-    if root.subscription.guard != NULL and not is_transient(error):
+    if root.subscription.guard != NULL and (not error or is_missing(error)):
         unguarded = hand_over(walk, root, &search, error)
     core_lock(core)
     if root.subscription.cancelled:

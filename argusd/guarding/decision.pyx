@@ -39,10 +39,10 @@ cdef bint is_child_of(const Asked *asked, const Entry *entry) noexcept nogil:
 
 
 cdef bint may_be_child_of(const Asked *asked, const Entry *entry) noexcept nogil:
-    """With the directory unknown: files of one directory may have other device numbers than it (overlayfs)."""
+    """With the directory unknown."""
     if entry.kind == ITSELF or (asked.name != NULL and not fits(asked, entry)):
         return False
-    return entry.device == asked.device or entry.mount == asked.mount
+    return entry.device == asked.device or entry.layered
 
 
 cdef bint weigh(Group *group, Asked *asked, const Entry *entry) noexcept nogil:

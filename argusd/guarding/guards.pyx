@@ -105,18 +105,20 @@ from argusd.threads cimport thread_begin
 
 cdef enum:
     GROUP_FD = 512                  # descriptors of groups come behind all others, see group_make
+    BTRFS = 0x9123683E
+    OVERLAYFS = 0x794C7630
     LOCAL = 0                       # numbers of groups
     REMOTE = 1
 
 
 # File systems that answer for themselves; of every other one a server may keep an open waiting.
 cdef unsigned long *LOCAL_TYPES = [
+    BTRFS,
+    OVERLAYFS,
     0xEF53,                         # ext2, ext3, ext4
     0x58465342,                     # xfs
-    0x9123683E,                     # btrfs
     0x01021994,                     # tmpfs
     0x858458F6,                     # ramfs
-    0x794C7630,                     # overlayfs
     0xF2F52010,                     # f2fs
     0x73717368,                     # squashfs
     0xE0F5E1E2,                     # erofs
@@ -133,14 +135,24 @@ cdef unsigned long *LOCAL_TYPES = [
 ]
 
 
-cdef bint is_remote(int fd) noexcept nogil:
+cdef unsigned long file_system(int fd) noexcept nogil:
+    """Its type, 0 when it does not tell."""
     cdef statfs_t status
+    return <unsigned long>status.f_type if fstatfs(fd, &status) == 0 else 0
+
+
+cdef bint is_remote(int fd) noexcept nogil:
+    cdef unsigned long kind = file_system(fd)
     cdef int i = 0
-    if fstatfs(fd, &status) != 0:
-        return True
-    while LOCAL_TYPES[i] and LOCAL_TYPES[i] != <unsigned long>status.f_type:
+    while LOCAL_TYPES[i] and LOCAL_TYPES[i] != kind:
         i += 1
     return LOCAL_TYPES[i] == 0
+
+
+cdef bint is_layered(int fd) noexcept nogil:
+    """overlayfs has files of several file systems, btrfs subvolumes."""
+    cdef unsigned long kind = file_system(fd)
+    return kind == OVERLAYFS or kind == BTRFS
 
 # ---- groups
 
@@ -425,6 +437,7 @@ cdef bint entry_fill(Entry *entry, Group *group, int fd) noexcept nogil:
     entry.device = <uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor
     entry.inode = status.stx_ino
     entry.mount = mount_of(&status) if status.stx_mask & STATX_MNT_ID else 0
+    entry.layered = is_layered(fd)
     return place_of(group, fd, entry)
 
 

@@ -10,6 +10,8 @@ Facts about permission events that shape this file:
   file under lease from blocking it.
 * Our own process is asked for, too. What it opens is allowed without a look, or it would wait for itself.
 * An event that cannot be given to us, for the lack of a descriptor, is denied by the kernel.
+* Only files and directories make permission events, pipes and devices do not; nor do reads through a descriptor that
+  was opened before anything on the file system was marked. Both seen on Linux 6.18.
 * Closing the group lets all through that wait. The kernel does that too when the process dies.
 * What is to be said about an event is found out when all that were waiting have their answer. The descriptor holds the
   file until then.
@@ -100,6 +102,9 @@ cdef void take_event(Responder *responder, const fanotify_event_metadata *event)
             asked.denied = is_check(group, asked)
         else:
             decide(group, asked)
+    elif asked.pid != group.self:
+        asked.device = asked.inode = 0
+        asked.denied = group.denying[asked.event] > 0   # it may be any of them
     answer(group, asked)
     if asked.pid == group.self:
         close(asked.fd)

@@ -46,6 +46,7 @@ cdef struct Entry:
     uint64_t device                 # of the file, or of the directory
     uint64_t inode
     uint64_t mount                  # through which it was found; 0 where the kernel does not tell
+    bint layered                    # files in one directory may have other device numbers than it
     char *place                     # where it is, as the kernel tells it of what is opened; empty when unknown
     size_t place_size
     uint64_t place_hash
