@@ -4,7 +4,8 @@ from libc.stdint cimport uint32_t
 
 from argusd._output cimport Output
 from argusd._records cimport Encoder
-from argusd.guarding.guards cimport Gate, Guard
+from argusd.guarding.groups cimport Gate
+from argusd.guarding.guards cimport Guard
 
 cdef class Guards:
     cdef Gate gate

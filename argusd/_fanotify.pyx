@@ -14,15 +14,12 @@ import os
 
 from libc.stdlib cimport calloc, free
 
+from argusd.guarding.groups cimport gate_close, gate_free, gate_init, gate_open
 from argusd.guarding.guards cimport (
     STEP_AUDIT,
     STEP_CHECK,
     STEP_INIT,
     STEP_MARK,
-    gate_close,
-    gate_free,
-    gate_init,
-    gate_open,
     guard_end,
 )
 from argusd.guarding.reporter cimport GROUPS
@@ -68,12 +65,14 @@ cdef class Guards:
     cdef Guard *guard(self, int number, Encoder encoder, int owner, uint32_t bits, bint audit) except NULL:
         """A new guard without any path; the engine ends it with ``guard_end``."""
         cdef Guard *guard
-        cdef int step, error
+        cdef int error, no_audit = 0, step = STEP_INIT
         if self.closed:
             raise RuntimeError("the guards are closed")
         self.forget()
         with nogil:
-            error = gate_open(&self.gate, audit, &step)
+            error = gate_open(&self.gate, &no_audit)
+        if audit and not error:
+            step, error = STEP_AUDIT, no_audit
         if error:
             raise guard_error(step, error, None)
         guard = <Guard *>calloc(1, sizeof(Guard))

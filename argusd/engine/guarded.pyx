@@ -11,7 +11,8 @@ from libc.string cimport memchr, memcmp, memcpy, strlen, strrchr
 from argusd.engine.entering cimport open_name, open_plain_path
 from argusd.engine.mounts cimport next_mount, read_mounts
 from argusd.engine.walk cimport walk_enter
-from argusd.guarding.guards cimport Guarded, guarded_add, guarded_check, guarded_drop, guarded_settle, is_file
+from argusd.guarding.check cimport guarded_check
+from argusd.guarding.guards cimport Guarded, guarded_add, guarded_drop, guarded_settle, is_file
 from argusd.guarding.table cimport FOLDER, ITSELF, NAME, Entry
 from argusd.includes.linux cimport close, readlink
 

@@ -3,9 +3,9 @@
 from libc.stdint cimport uint32_t
 
 from argusd._records cimport Lines
-from argusd.guarding.reporter cimport GROUPS, Reporter
-from argusd.guarding.table cimport Entry, Group, Subject
-from argusd.includes.pthread cimport pthread_mutex_t, pthread_t
+from argusd.guarding.groups cimport Gate
+from argusd.guarding.reporter cimport GROUPS
+from argusd.guarding.table cimport Entry, Subject
 
 # Which step of making a guard has failed.
 cdef enum:
@@ -13,14 +13,6 @@ cdef enum:
     STEP_AUDIT = 1
     STEP_MARK = 2
     STEP_CHECK = 3
-
-# All of them together.
-cdef struct Gate:
-    Reporter reporter
-    pthread_t reporter_thread
-    pthread_mutex_t lock            # guards what is below, and whether a guard is on
-    bint closed
-    bint ended                      # all threads have; only then their memory may be freed
 
 # One subject in one container.
 cdef struct Guard:
@@ -41,15 +33,10 @@ cdef struct Guarded:
     Entry *entries                  # what it stands for
     Entry *found                    # what it is found to stand for, while it is looked up
 
-cdef int gate_init(Gate *gate) noexcept nogil
-cdef int gate_open(Gate *gate, bint audit, int *step) noexcept nogil
-cdef void gate_close(Gate *gate, int timeout_ms) noexcept nogil
-cdef void gate_free(Gate *gate) noexcept nogil
 cdef int guarded_add(Guarded *guarded, int kind, int fd, const char *path, const char *child,
                      const char *name) noexcept nogil
 cdef bint is_file(const Entry *entry, int fd) noexcept nogil
 cdef Entry *guarded_settle(Guarded *guarded, bint complete) noexcept nogil
-cdef int guarded_check(Guarded *guarded, int fd) noexcept nogil
 cdef void guarded_drop(Guarded *guarded, Entry *entry, int fd) noexcept nogil
 cdef void guards_switch(Gate *gate, Guard **guards, int on_count, int off_count) noexcept nogil
 cdef int guard_end(Guard *guard) noexcept nogil

@@ -13,311 +13,30 @@ The new is marked before the old is let go. The order of each change is note, ma
 event of a mark is answered by a responder that does not know of it.
 """
 
-from libc.errno cimport EIO, ENOMEM, errno
-from libc.stdio cimport snprintf
+from libc.errno cimport ENOMEM, EOPNOTSUPP
 from libc.stdint cimport uint64_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport abort, calloc, free, malloc
 from libc.string cimport memcmp, memcpy, strdup, strlen
-from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
-from posix.unistd cimport getpid
 
-from argusd.guarding.marks cimport mark_again, mark_drop, mark_set, marks_free
-from argusd.guarding.reporter cimport reporter_main
-from argusd.guarding.responder cimport respond, responder_size
+from argusd.guarding.groups cimport LOCAL, REMOTE, group_for, is_beyond_us, is_layered, is_remote
+from argusd.guarding.marks cimport mark_again, mark_drop, mark_set
 from argusd.guarding.table cimport (
-    CHECKED,
-    CHECKING,
     ITSELF,
-    NAME,
     NOTE_ADD,
     NOTE_END,
     NOTE_REMOVE,
     NOTE_SWITCH,
-    RING,
-    UNCHECKED,
+    Group,
     Note,
     entry_free,
     hash_text,
     note_push,
     note_send,
 )
-from argusd.includes.fanotify cimport (
-    FAN_CLASS_CONTENT,
-    FAN_CLOEXEC,
-    FAN_ENABLE_AUDIT,
-    FAN_NONBLOCK,
-    FAN_OPEN_PERM,
-    FAN_UNLIMITED_MARKS,
-    FAN_UNLIMITED_QUEUE,
-    STATX_MNT_ID,
-    fanotify_init,
-    fstatfs,
-    mount_of,
-    statfs_t,
-)
-from argusd.includes.linux cimport (
-    AT_EMPTY_PATH,
-    EFD_CLOEXEC,
-    EFD_NONBLOCK,
-    F_DUPFD_CLOEXEC,
-    MAP_ANONYMOUS,
-    MAP_FAILED,
-    MAP_NORESERVE,
-    MAP_PRIVATE,
-    O_CLOEXEC,
-    O_DIRECTORY,
-    O_LARGEFILE,
-    O_NOATIME,
-    O_NOCTTY,
-    O_NONBLOCK,
-    O_PATH,
-    O_RDONLY,
-    PROT_READ,
-    PROT_WRITE,
-    STATX_INO,
-    STATX_TYPE,
-    S_ISDIR,
-    S_ISREG,
-    close,
-    eventfd,
-    fcntl,
-    mmap,
-    munmap,
-    open,
-    readlinkat,
-    statx,
-    statx_t,
-    write,
-)
-from argusd.includes.pthread cimport (
-    load_int,
-    load_pointer,
-    pthread_mutex_destroy,
-    pthread_mutex_init,
-    pthread_mutex_lock,
-    pthread_mutex_unlock,
-    pthread_timedjoin_np,
-    store_int,
-    store_pointer,
-)
-from argusd.threads cimport thread_begin
-
-
-cdef enum:
-    GROUP_FD = 512                  # descriptors of groups come behind all others, see group_make
-    BTRFS = 0x9123683E
-    OVERLAYFS = 0x794C7630
-    LOCAL = 0                       # numbers of groups
-    REMOTE = 1
-
-
-# File systems that answer for themselves; of every other one a server may keep an open waiting.
-cdef unsigned long *LOCAL_TYPES = [
-    BTRFS,
-    OVERLAYFS,
-    0xEF53,                         # ext2, ext3, ext4
-    0x58465342,                     # xfs
-    0x01021994,                     # tmpfs
-    0x858458F6,                     # ramfs
-    0xF2F52010,                     # f2fs
-    0x73717368,                     # squashfs
-    0xE0F5E1E2,                     # erofs
-    0x2FC12FC1,                     # zfs
-    0x4D44,                         # vfat
-    0x9660,                         # iso9660
-    0x1CD1,                         # devpts
-    0x62656572,                     # sysfs
-    0x27E0EB,                       # cgroup
-    0x63677270,                     # cgroup2
-    0x958458F6,                     # hugetlbfs
-    0x19800202,                     # mqueue
-    0,
-]
-
-
-cdef unsigned long file_system(int fd) noexcept nogil:
-    """Its type, 0 when it does not tell."""
-    cdef statfs_t status
-    return <unsigned long>status.f_type if fstatfs(fd, &status) == 0 else 0
-
-
-cdef bint is_remote(int fd) noexcept nogil:
-    cdef unsigned long kind = file_system(fd)
-    cdef int i = 0
-    while LOCAL_TYPES[i] and LOCAL_TYPES[i] != kind:
-        i += 1
-    return LOCAL_TYPES[i] == 0
-
-
-cdef bint is_layered(int fd) noexcept nogil:
-    """overlayfs has files of several file systems, btrfs subvolumes."""
-    cdef unsigned long kind = file_system(fd)
-    return kind == OVERLAYFS or kind == BTRFS
-
-# ---- groups
-
-
-cdef void group_free(Group *group) noexcept nogil:
-    if group.fd >= 0 and not load_int(&group.broken):
-        close(group.fd)
-    if group.wake_fd >= 0:
-        close(group.wake_fd)
-    if group.links_fd >= 0:
-        close(group.links_fd)
-    if group.proc_fd >= 0:
-        close(group.proc_fd)
-    if group.ring != NULL:
-        munmap(group.ring, RING)
-    free(group.responder)
-    pthread_mutex_destroy(&group.lock)
-    free(group)
-
-
-cdef int group_fd_last(int fd) noexcept nogil:
-    """Give a group a number behind all others; -1 when there is none.
-
-    When a process dies, its descriptors are released beginning with the last. While a process waits for an answer of
-    the group, the end of an inotify instance that watches the file waits for it, too, when what is marked is the
-    directory. So the group has to end first: killed with processes waiting, a holder of both was stuck for ever 2 of 2
-    times when the group had the lower number, and never with the higher one.
-    """
-    cdef int last = -1, least = GROUP_FD
-    while last < 0 and least > 0:
-        last = fcntl(fd, F_DUPFD_CLOEXEC, least)
-        least //= 2                 # there may be no such high numbers
-    close(fd)
-    return last
-
-
-cdef int group_open(Group *group) noexcept nogil:
-    """The kernel's part of a group; 0 or an errno.
-
-    Whether an answer is audited is said with each answer. So one group will do, audit or not, and has to: of two in one
-    process each may wait for the other's end, and then neither the process nor those that wait for it ever end.
-    """
-    cdef unsigned int flags = FAN_CLASS_CONTENT | FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS
-    cdef int event_flags = O_RDONLY | O_LARGEFILE | O_CLOEXEC | O_NONBLOCK | O_NOATIME
-    group.fd = fanotify_init(flags | FAN_ENABLE_AUDIT, <unsigned int>event_flags)
-    if group.fd < 0:
-        group.no_audit = errno      # EPERM: no CAP_AUDIT_WRITE; EINVAL: a kernel without audit
-        group.fd = fanotify_init(flags, <unsigned int>event_flags)
-    if group.fd >= 0:
-        group.fd = group_fd_last(group.fd)
-    if group.fd < 0:
-        return errno
-    group.links_fd = open(b"/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC)
-    group.proc_fd = open(b"/proc", O_PATH | O_DIRECTORY | O_CLOEXEC)
-    group.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-    return errno if group.links_fd < 0 or group.proc_fd < 0 or group.wake_fd < 0 else 0
-
-
-cdef int group_make(Gate *gate, int number) noexcept nogil:
-    """0 or an errno."""
-    cdef Group *group = <Group *>calloc(1, sizeof(Group))
-    cdef int error
-    if group == NULL:
-        return ENOMEM
-    pthread_mutex_init(&group.lock, NULL)
-    group.fd = group.links_fd = group.proc_fd = group.wake_fd = -1
-    group.remote = number == REMOTE
-    group.self = getpid()
-    group.reporter_waits, group.reporter_fd = &gate.reporter.waits, gate.reporter.fd
-    group.responder = calloc(1, responder_size())
-    group.ring = <char *>mmap(NULL, RING, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    if <void *>group.ring == MAP_FAILED:
-        group.ring = NULL
-    error = group_open(group)
-    if not error and (group.responder == NULL or group.ring == NULL):
-        error = ENOMEM
-    if not error:
-        error = thread_begin(&group.thread, respond, group, b"responder")
-    if error:
-        group_free(group)
-        return error
-    store_pointer(&gate.reporter.groups[number], group)
-    return 0
-
-
-cdef Group *group_for(Gate *gate, int number, int *error) noexcept nogil:
-    """The group of that number, made when it is first needed. With the gate's lock held."""
-    if gate.closed:
-        error[0] = EIO
-    elif gate.reporter.groups[number] == NULL:
-        error[0] = group_make(gate, number)
-    return <Group *>gate.reporter.groups[number]
-
-
-cdef int gate_open(Gate *gate, bint audit, int *step) noexcept nogil:
-    """Make sure that there can be guards; 0 or an errno."""
-    cdef int error = 0
-    cdef Group *group
-    step[0] = STEP_INIT
-    pthread_mutex_lock(&gate.lock)
-    group = group_for(gate, LOCAL, &error)
-    if not error and audit:
-        step[0], error = STEP_AUDIT, group.no_audit
-    pthread_mutex_unlock(&gate.lock)
-    return error
-
-
-cdef int gate_init(Gate *gate) noexcept nogil:
-    """0 or an errno; ``gate.reporter.sinks`` are set by the caller."""
-    cdef int error
-    pthread_mutex_init(&gate.lock, NULL)
-    gate.reporter.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-    if gate.reporter.fd < 0:
-        error = errno
-    else:
-        error = thread_begin(&gate.reporter_thread, reporter_main, &gate.reporter, b"reporter")
-    gate.closed = error != 0
-    return error
-
-
-cdef void gate_close(Gate *gate, int timeout_ms) noexcept nogil:
-    """Let go all that wait, end the threads, write the last lines. The memory stays until ``gate_free``."""
-    cdef unsigned long long one = 1
-    cdef timespec until
-    cdef Group *group
-    cdef bint ended = True
-    cdef int i
-    pthread_mutex_lock(&gate.lock)
-    gate.closed = True
-    pthread_mutex_unlock(&gate.lock)
-    clock_gettime(CLOCK_REALTIME, &until)
-    until.tv_sec += timeout_ms // 1000 + 1
-    for i in range(GROUPS):
-        group = <Group *>gate.reporter.groups[i]
-        if group == NULL:
-            continue
-        store_int(&group.stopping, 1)
-        write(group.wake_fd, &one, sizeof(one))
-        ended = pthread_timedjoin_np(group.thread, NULL, &until) == 0 and ended
-        if not load_int(&group.broken):
-            close(group.fd)
-        group.fd = -1
-    store_int(&gate.reporter.stopping, 1)
-    write(gate.reporter.fd, &one, sizeof(one))
-    ended = pthread_timedjoin_np(gate.reporter_thread, NULL, &until) == 0 and ended
-    pthread_mutex_lock(&gate.lock)
-    gate.ended = ended
-    pthread_mutex_unlock(&gate.lock)
-
-
-cdef void gate_free(Gate *gate) noexcept nogil:
-    """Free what is left, unless a thread that hangs in a file system may still use it."""
-    cdef Group *group
-    cdef int i
-    if not gate.ended:
-        return
-    close(gate.reporter.fd)
-    for i in range(GROUPS):
-        group = <Group *>gate.reporter.groups[i]
-        if group != NULL:
-            marks_free(group)
-            group_free(group)
-    pthread_mutex_destroy(&gate.lock)
-
-# ---- subjects
+from argusd.includes.fanotify cimport STATX_MNT_ID, mount_of
+from argusd.includes.linux cimport AT_EMPTY_PATH, STATX_INO, STATX_TYPE, readlinkat, statx, statx_t
+from argusd.includes.pthread cimport load_pointer, pthread_mutex_lock, pthread_mutex_unlock
 
 
 cdef Subject *subject_in(Guard *guard, int number, int *error) noexcept nogil:
@@ -500,6 +219,9 @@ cdef int guarded_add(Guarded *guarded, int kind, int fd, const char *path, const
     cdef Group *group
     cdef Subject *subject
     cdef int error = 0, number = REMOTE if is_remote(fd) else LOCAL
+    guard.step = STEP_MARK
+    if is_beyond_us(fd):
+        return EOPNOTSUPP
     guard.step = STEP_INIT
     subject = subject_in(guard, number, &error)
     if error:
@@ -556,47 +278,3 @@ cdef void guarded_drop(Guarded *guarded, Entry *entry, int fd) noexcept nogil:
     elif gate.ended:
         entry_free(entry)
     pthread_mutex_unlock(&gate.lock)
-
-
-cdef int guarded_check(Guarded *guarded, int fd) noexcept nogil:
-    """Open what is guarded, and see that the responder is asked; 0 or an errno, EIO when it was not.
-
-    That open is refused: no file system is asked, nothing is read, nobody else hears of it.
-    """
-    cdef Guard *guard = guarded.guard
-    cdef Entry *entry = guarded.entries
-    cdef Group *group
-    cdef char link[40]
-    cdef int opened, error
-    cdef bint also_open = not guard.bits & FAN_OPEN_PERM
-    while entry != NULL and (entry.kind == NAME or not is_file(entry, fd)):
-        entry = entry.next
-    if entry == NULL or not can_be_opened(fd):
-        return 0
-    group = <Group *>load_pointer(&guard.gate.reporter.groups[entry.group])
-    if also_open:
-        error = mark_set(group, fd, entry.device, entry.inode, <uint32_t>FAN_OPEN_PERM, False)
-        if error:
-            return error
-    guard.step = STEP_CHECK
-    store_int(&entry.check, CHECKING)
-    snprintf(link, sizeof(link), b"/proc/self/fd/%d", fd)
-    opened = open(link, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
-    error = errno
-    if opened >= 0:
-        close(opened)
-        error = EIO
-    if load_int(&entry.check) == CHECKED:
-        error = 0
-    store_int(&entry.check, UNCHECKED)
-    if also_open:
-        mark_drop(group, fd, entry.device, entry.inode, <uint32_t>FAN_OPEN_PERM, False)
-    return error
-
-
-cdef bint can_be_opened(int fd) noexcept nogil:
-    """Only files and directories are opened to try a guard: a device may do anything."""
-    cdef statx_t status
-    if statx(fd, b"", AT_EMPTY_PATH, STATX_TYPE, &status) != 0:
-        return False
-    return S_ISREG(status.stx_mode) or S_ISDIR(status.stx_mode)

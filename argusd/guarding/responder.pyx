@@ -6,7 +6,7 @@ Facts about permission events that shape this file:
 * A process that opens or reads what is guarded waits until it is answered, and can only be killed meanwhile. So there
   is no lock, no Python, no memory to be allocated and no file to be opened between the event and the answer.
 * To give us a descriptor the kernel opens the file once more, in this thread. On a file system whose server does not
-  answer that hangs; so files on such file systems have a group and a thread of their own. O_NONBLOCK keeps a fifo and a
+  answer that hangs; so files on file systems with a server have a group and a thread of their own. O_NONBLOCK keeps a
   file under lease from blocking it.
 * Our own process is asked for, too. What it opens is allowed without a look, or it would wait for itself.
 * An event that cannot be given to us, for the lack of a descriptor, is denied by the kernel.

@@ -81,10 +81,10 @@ def _answer(opcode: int, node: int, body: bytes) -> bytes | int | None:
             return struct.pack("=QQQQII", FILE, 0, VALID_S, VALID_S, 0, 0) + _attributes(FILE)
         case 3:  # FUSE_GETATTR
             return struct.pack("=QII", VALID_S, 0, 0) + _attributes(node)
-        case 14 | 2 | 42:  # FUSE_OPEN, and FUSE_FORGET and FUSE_BATCH_FORGET, which want no answer
-            return None
-        case _:
-            return errno.ENOSYS
+        case 17:  # FUSE_STATFS
+            return bytes(80)
+        case _:  # FUSE_OPEN waits for ever; FUSE_FORGET and FUSE_BATCH_FORGET want no answer
+            return None if opcode in {14, 2, 42} else errno.ENOSYS
 
 
 def _serve(device: int) -> None:

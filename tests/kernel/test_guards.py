@@ -8,7 +8,8 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 import pytest
 
@@ -17,10 +18,13 @@ from tests.kernel.container import Container, Way
 from tests.kernel.guarding import Guarding
 from tests.kernel.opening import Process
 from tests.kernel.silent_fuse import SilentFileSystem
-from tests.waiting import TIMEOUT_S, until
+from tests.waiting import until
 
 MS_BIND: Final = 0x1000
 MNT_DETACH: Final = 2
+FAN_CLASS_PRE_CONTENT: Final = 8
+FAN_MARK_ADD: Final = 1
+AT_FDCWD: Final = -100
 UPDATES: Final = 300
 CYCLES: Final = 300
 RENAMES: Final = 300
@@ -83,6 +87,24 @@ def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
 def descriptors() -> int:
     """How many this process has."""
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+class Unanswered:
+    """Another listener, which is asked first and never answers: see fanotify(7)."""
+
+    def __init__(self, path: Path) -> None:
+        self._group = _libc.fanotify_init(FAN_CLASS_PRE_CONTENT, os.O_RDONLY)
+        assert self._group >= 0
+        mask = ctypes.c_uint64(EVENTS["OPEN_PERM"])
+        assert _libc.fanotify_mark(self._group, FAN_MARK_ADD, mask, AT_FDCWD, os.fsencode(path)) == 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        os.close(self._group)
 
 
 def marks() -> int:
@@ -259,7 +281,8 @@ def test_container_that_ends_leaves_its_volume_open(tmp_path: Path, sandbox: San
     container.close()
 
 
-def test_silent_file_system_holds_up_no_other_guard(sandbox: Sandbox) -> None:
+def test_file_system_of_a_user_is_refused(sandbox: Sandbox) -> None:
+    """Waiting for its server, the daemon could neither answer others nor be killed."""
     place = sandbox.folder / "silent"
     place.mkdir()
     try:
@@ -267,25 +290,25 @@ def test_silent_file_system_holds_up_no_other_guard(sandbox: Sandbox) -> None:
     except OSError as error:
         pytest.skip(f"no FUSE on this machine: {error}")
     with silent:
-        number = sandbox.guarding.prepare("silent", os.getpid(), deny=[os.fsencode(place / "f")])
-        failures: list[OSError] = []
-
-        def arm() -> None:
-            try:
-                sandbox.guarding.engine.arm(number)
-            except OSError as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=arm)
-        thread.start()
+        with pytest.raises(GuardError) as caught:
+            sandbox.deny(place / "f")
+        assert (caught.value.step, caught.value.errno) == ("mark", errno.EOPNOTSUPP)
         sandbox.deny(sandbox.file)
         assert not sandbox.opens(sandbox.file)
-        assert thread.is_alive(), "its own open of the silent file waits"
-        silent.end_server()
-        thread.join(TIMEOUT_S)
-        assert not thread.is_alive()
-        assert not sandbox.opens(sandbox.file)
-        sandbox.guarding.engine.switch([], [number])
+    place.rmdir()
+    sandbox.file.unlink()
+    sandbox.file.symlink_to(place / "f")
+    place.mkdir()
+    with SilentFileSystem(place):
+        until(lambda: any(notice.kind == "unguarded" for notice in sandbox.guarding.engine.notices()), "it is told")
+
+
+def test_check_that_somebody_else_holds_up_is_an_error(sandbox: Sandbox) -> None:
+    with Unanswered(sandbox.file), pytest.raises(GuardError) as caught:
+        sandbox.deny(sandbox.file)
+    assert (caught.value.step, caught.value.errno) == ("check", errno.ETIMEDOUT)
+    sandbox.deny(sandbox.file)
+    assert not sandbox.opens(sandbox.file)
 
 
 def test_both_ways_leave_the_containers_mounts_alone(tmp_path: Path) -> None:
