@@ -258,7 +258,7 @@ cdef class Engine:
         cdef Subscription *subscription
         cdef bytes text
         self.check_open()
-        subscription = new_subscription()
+        subscription = self.new_subscription()
         subscription.mask = mask
         subscription.only_dir = only_dir
         subscription.recursive = recursive
@@ -290,13 +290,13 @@ cdef class Engine:
         self.check_open()
         if self.guards is not None and self.guards is not guards:
             raise ValueError("an engine looks paths up for one Guards only")
-        subscription = new_subscription()
+        subscription = self.new_subscription()
         subscription.only_dir = only_dir
         try:
             subscription.roots = new_roots(subscription, [*deny, *allow])
             subscription.place = self.place(pid, pidfd)
             owner = pid if auto_allow_owner else 0
-            subscription.guard = guards.guard(self.last_number + 1, encoder, owner, mask, audit)
+            subscription.guard = guards.guard(subscription.number, encoder, owner, mask, audit)
         except BaseException:
             if subscription.place != NULL:
                 self.leave_place(subscription.place)
@@ -309,9 +309,16 @@ cdef class Engine:
         self.enlist(subscription)
         return subscription.number
 
-    cdef void enlist(self, Subscription *subscription) noexcept:
+    cdef Subscription *new_subscription(self) except NULL:
+        """With a number of its own."""
+        cdef Subscription *subscription = <Subscription *>calloc(1, sizeof(Subscription))
+        if subscription == NULL:
+            raise MemoryError
         self.last_number += 1
         subscription.number = self.last_number
+        return subscription
+
+    cdef void enlist(self, Subscription *subscription) noexcept:
         with nogil:
             core_lock(&self.core)
             subscription.next = self.core.subscriptions
@@ -680,13 +687,6 @@ cdef int vector_fill(vector *numbers, source) except -1:
     for i in range(numbers.size):
         numbers.items[i] = items[i]
     return 0
-
-
-cdef Subscription *new_subscription() except NULL:
-    cdef Subscription *subscription = <Subscription *>calloc(1, sizeof(Subscription))
-    if subscription == NULL:
-        raise MemoryError
-    return subscription
 
 
 cdef Root *new_roots(Subscription *subscription, paths) except NULL:

@@ -30,7 +30,7 @@ from argusd.includes.fanotify cimport (
     fanotify_mark,
 )
 from argusd.includes.linux cimport AT_EMPTY_PATH, F_DUPFD_CLOEXEC, STATX_INO, close, fcntl, statx, statx_t, write
-from argusd.includes.pthread cimport load_int, pthread_mutex_lock, pthread_mutex_unlock, store_int, swap_int
+from argusd.includes.pthread cimport add_int, load_int, pthread_mutex_lock, pthread_mutex_unlock, store_int, swap_int
 
 
 cdef enum:
@@ -38,6 +38,9 @@ cdef enum:
     ACCESSES = 1
     CHILDREN = 2
     NEEDS = 3
+
+cdef enum:
+    TRIES = 1024                    # events that are looked at for a stray, since the last became one
 
 
 cdef struct Mark:
@@ -126,6 +129,7 @@ cdef void mark_drop(Group *group, int fd, uint64_t device, uint64_t inode, uint3
             group.mark_count -= 1
             if fd < 0:
                 store_int(&group.strays, load_int(&group.strays) + 1)
+                store_int(&group.tries, TRIES)
     if group.mark_count == 0 and load_int(&group.strays):
         change(group, FAN_MARK_FLUSH, group.links_fd, 0)
         store_int(&group.strays, 0)
@@ -150,11 +154,12 @@ cdef void stray_found(Group *group, const Asked *asked) noexcept nogil:
     """Nobody guards what was asked for: leave its descriptor to the reporter. Called by the responder."""
     cdef unsigned long long one = 1
     cdef int i, fd
-    if load_int(&group.strays) == 0:
+    if load_int(&group.strays) == 0 or load_int(&group.tries) <= 0:
         return
     for i in range(STRAYS):
         if load_int(&group.stray_fds[i]):
             continue
+        add_int(&group.tries, -1)
         fd = fcntl(asked.fd, F_DUPFD_CLOEXEC, 0)
         if fd >= 0:
             store_int(&group.stray_fds[i], fd + 1)

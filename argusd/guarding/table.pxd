@@ -116,7 +116,8 @@ cdef struct Group:
     void *inbox                     # Note: to the responder
     void *spent                     # Note: to the reporter
     int stray_fds[STRAYS]           # to the reporter, each with 1 added; 0: free
-    int strays                      # marks that could not be taken away
+    int strays                      # marks that could not be taken away, and may have died with their files since
+    int tries                       # left to find one of them; each new stray gives some
     char *ring
     unsigned long long head         # bytes ever written to the ring
     unsigned long long tail         # bytes ever read
