@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Container", "Way"]
+__all__ = ["Container", "Way", "holder_of"]
 
 TIMEOUT_S: Final = 20.0
 CLONE_NEWNS: Final = 0x20000
@@ -43,6 +43,14 @@ class Way(enum.Enum):
         return self is Way.SETNS
 
 
+def holder_of(pid: int) -> int:
+    """A descriptor that holds a process: a pidfd, or where there are none its folder in /proc."""
+    try:
+        return os.pidfd_open(pid)
+    except PermissionError:
+        return os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
+
+
 class Container:
     """A process with a root of its own, which does nothing."""
 
@@ -61,7 +69,7 @@ class Container:
             with contextlib.suppress(BaseException):
                 _live_in(root, own_mounts=own_mounts)
             os._exit(1)
-        self.pidfd = os.pidfd_open(self.pid)
+        self.pidfd = holder_of(self.pid)
         deadline = time.monotonic() + TIMEOUT_S
         while {Path(f"/proc/{self.pid}/{name}").readlink() for name in ("root", "cwd")} != {root}:
             assert time.monotonic() < deadline, "no process in a root of its own"

@@ -31,7 +31,7 @@ from argusd._inotify import Engine
 from argusd._output import TEXT, Output
 from argusd._records import Encoder
 from argusd.templates import GUARD_FIELDS, compile_format
-from tests.kernel.container import Container, Way
+from tests.kernel.container import Container, Way, holder_of
 from tests.kernel.opening import OPERATIONS, Process
 from tests.kernel.story import Step, Story, World, raw
 from tests.waiting import TIMEOUT_S, until
@@ -100,7 +100,7 @@ class Guarding:
     ) -> int:
         """Register a guard that does nothing yet; returns its number."""
         template = compile_format("{pod}: {response} {event} {ftype} {path}", GUARD_FIELDS)
-        pidfd = os.pidfd_open(pid)
+        pidfd = holder_of(pid)
         try:
             return self.engine.guard(
                 self.guards, Encoder(template.segments, label, "", "", "", [], kind="guard"), pid, pidfd,
@@ -193,7 +193,7 @@ class GuardStage:
             case ["host", operation, path]:
                 yield from filter(None, [self.host.do(operation, f"{self.world.root}{_plain(path)}")])
             case [("init" | "child" | "grandchild") as who, operation, path]:
-                yield from filter(None, [self.init.do(operation, path, generation=GENERATIONS[who])])
+                yield from filter(None, [self.init.do(operation, _plain(path), generation=GENERATIONS[who])])
             case ["in", operation, *paths]:
                 yield from filter(None, [self.inside.do(operation, _plain(" ".join(paths)))])
             case [operation, path] if operation in ASKED:

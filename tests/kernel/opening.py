@@ -16,6 +16,7 @@ from typing import Final, Self
 from tests.kernel.container import Container
 
 CLONE_NEWNS: Final = 0x20000
+PR_SET_NAME: Final = 15
 ANSWER_BYTES: Final = 4096
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -57,6 +58,7 @@ OPERATIONS: Final[dict[str, Callable[[str], object]]] = {
     "rename": lambda paths: Path(paths.split(" ")[0]).rename(paths.split(" ")[1]),
     "link": lambda paths: os.link(*paths.split(" ")),
     "chroot": os.chroot,
+    "name": lambda name: _check(_libc.prctl(PR_SET_NAME, os.fsencode(name), 0, 0, 0)),
     "unshare": lambda _path: _check(_libc.unshare(CLONE_NEWNS)),
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -212,6 +214,15 @@ the owner and its children are always allowed
     host open  /d/f          -> EPERM
                              -> DENY OPEN_PERM file /d/f
 
+the owner is known by any name
+    write      /d/f
+    guard      deny=/d autoAllowOwner
+    init name  )\x20R\x201\x20(
+    init open  /d/f          -> ALLOW OPEN_PERM file /d/f
+    child open /d/f          -> ALLOW OPEN_PERM file /d/f
+    grandchild open /d/f     -> EPERM
+                             -> DENY OPEN_PERM file /d/f
+
 the owner of one guard is nobody to another
     write      /d/f
     guard      deny=/d autoAllowOwner as=one
@@ -291,3 +302,12 @@ def guard_stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Guar
 @pytest.mark.parametrize("story", parse(STORIES), ids=lambda story: story.title.replace(" ", "_"))
 def test_story(guard_stage: GuardStage, story: Story) -> None:
     guard_stage.play(story)
+
+
+def test_owner_is_known_where_pidfds_are_refused() -> None:
+    """An old seccomp profile answers EPERM; then the parent of a process is read from /proc."""
+    pytest_again = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "the_owner"]
+    command = [sys.executable, "-m", "tests.restricted", "pidfd_open=EPERM", "--", *pytest_again]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout
