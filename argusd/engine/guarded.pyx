@@ -14,7 +14,16 @@ from argusd.engine.walk cimport walk_enter
 from argusd.guarding.check cimport guarded_check
 from argusd.guarding.guards cimport Guarded, guarded_add, guarded_drop, guarded_settle, is_file
 from argusd.guarding.table cimport FOLDER, ITSELF, NAME, Entry
-from argusd.includes.linux cimport close, readlink
+from argusd.includes.linux cimport (
+    AT_EMPTY_PATH,
+    STATX_TYPE,
+    S_ISDIR,
+    close,
+    readlink,
+    readlinkat,
+    statx,
+    statx_t,
+)
 
 
 cdef enum:
@@ -104,6 +113,35 @@ cdef int guard_mounted(Walk *walk, Root *root, const Finding *finding) noexcept 
     return error
 
 
+cdef int open_volume(Walk *walk, int directory) noexcept nogil:
+    """The directory in which the files of a Kubernetes volume really are, or -1: its ..data links to it."""
+    cdef char target[256]
+    cdef statx_t status
+    cdef ssize_t size = -1
+    cdef int fd = open_name(&walk.entrance, directory, b"..data")
+    if fd >= 0:
+        size = readlinkat(fd, b"", target, sizeof(target))
+        close(fd)
+    if size <= 0 or size >= <ssize_t>sizeof(target) or memchr(target, c'/', <size_t>size) != NULL:
+        return -1
+    target[size] = 0
+    fd = open_name(&walk.entrance, directory, target)
+    if fd >= 0 and (statx(fd, b"", AT_EMPTY_PATH, STATX_TYPE, &status) != 0 or not S_ISDIR(status.stx_mode)):
+        close(fd)
+        fd = -1
+    return fd
+
+
+cdef int guard_volume(Walk *walk, Root *root, const Finding *finding) noexcept nogil:
+    """Guard what the links in an atomic volume lead to, as the children of the directory that they seem to be."""
+    cdef int error, fd = open_volume(walk, finding.fd)
+    if fd < 0:
+        return 0
+    error = guarded_add(&root.guarded, FOLDER, fd, root.path, NULL, NULL)
+    close(fd)
+    return error
+
+
 cdef int guard_root(Walk *walk, Root *root, const Finding *finding) noexcept nogil:
     """Guard what the path stands for now; 0 or an errno, with root.guarded.guard.step."""
     cdef Guarded *guarded = &root.guarded
@@ -112,6 +150,8 @@ cdef int guard_root(Walk *walk, Root *root, const Finding *finding) noexcept nog
         error = guarded_add(guarded, FOLDER if finding.directory else ITSELF, finding.fd, root.path, NULL, NULL)
     if not error and finding.fd >= 0 and finding.directory:
         error = guard_mounted(walk, root, finding)
+        if not error:
+            error = guard_volume(walk, root, finding)
     elif not error and finding.parent_fd >= 0:
         error = guarded_add(guarded, NAME, finding.parent_fd, root.path, NULL, finding.name)
     drop(walk, root, guarded_settle(guarded, error == 0))

@@ -382,6 +382,8 @@ cdef int hand_over(Walk *walk, Root *root, Search *search, int error) noexcept n
     memset(&finding, 0, sizeof(finding))
     finding.fd = finding.parent_fd = -1
     finding.name, finding.real = search.step_name, &search.real
+    if not error and search.directory:
+        error = anchor_here(search, walk, root, b"..data", False)   # what it leads to is guarded, too
     if not error:
         finding.fd, finding.directory, finding.parent_fd = search.fd, search.directory, search.parent_fd
     elif last_is_missing(search, error) and not root.subscription.only_dir:

@@ -27,6 +27,7 @@ cdef struct Asked:
     int parent                      # PARENT_*
     uint64_t parent_device
     uint64_t parent_inode
+    int parent_fd                   # O_PATH descriptor, where it had to be looked up, else -1
     const char *name                # in its directory
     size_t name_size
     char text[TEXT + 16]            # where the file is, as the kernel tells it

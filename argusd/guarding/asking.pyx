@@ -155,7 +155,6 @@ cdef bint from_root(Group *group, int root, Asked *asked) noexcept nogil:
     cdef char directory[TEXT + 16]
     cdef size_t begin = root_size(group, asked), size
     cdef statx_t status
-    cdef bint found = False
     cdef int fd
     size = <size_t>(asked.name - asked.text) - begin
     memcpy(directory, asked.text + begin, size)
@@ -167,9 +166,10 @@ cdef bint from_root(Group *group, int root, Asked *asked) noexcept nogil:
     if statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &status) == 0 and is_child(fd, asked):
         asked.parent_device = <uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor
         asked.parent_inode = status.stx_ino
-        found = True
+        asked.parent_fd = fd
+        return True
     close(fd)
-    return found
+    return False
 
 
 cdef void ask_parent(Group *group, Asked *asked) noexcept nogil:

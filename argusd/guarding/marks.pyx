@@ -150,22 +150,28 @@ cdef void marks_free(Group *group) noexcept nogil:
 # ---- strays
 
 
+cdef void leave(Group *group, int fd) noexcept nogil:
+    """Leave a copy of a descriptor to the reporter, if there is room."""
+    cdef int i, copy
+    for i in range(STRAYS):
+        if load_int(&group.stray_fds[i]) == 0:
+            copy = fcntl(fd, F_DUPFD_CLOEXEC, 0)
+            if copy >= 0:
+                store_int(&group.stray_fds[i], copy + 1)
+            return
+
+
 cdef void stray_found(Group *group, const Asked *asked) noexcept nogil:
-    """Nobody guards what was asked for: leave its descriptor to the reporter. Called by the responder."""
+    """Nobody guards what was asked for: it has a mark of no use, or the directory has. Called by the responder."""
     cdef unsigned long long one = 1
-    cdef int i, fd
     if load_int(&group.strays) == 0 or load_int(&group.tries) <= 0:
         return
-    for i in range(STRAYS):
-        if load_int(&group.stray_fds[i]):
-            continue
-        add_int(&group.tries, -1)
-        fd = fcntl(asked.fd, F_DUPFD_CLOEXEC, 0)
-        if fd >= 0:
-            store_int(&group.stray_fds[i], fd + 1)
-            if swap_int(group.reporter_waits, 0):
-                write(group.reporter_fd, &one, sizeof(one))
-        return
+    add_int(&group.tries, -1)
+    leave(group, asked.fd)
+    if asked.parent_fd >= 0:
+        leave(group, asked.parent_fd)
+    if swap_int(group.reporter_waits, 0):
+        write(group.reporter_fd, &one, sizeof(one))
 
 
 cdef bint strays_wait(Group *group) noexcept nogil:

@@ -95,7 +95,7 @@ cdef void take_event(Responder *responder, const fanotify_event_metadata *event)
     asked.event = OPEN if event.mask & FAN_OPEN_PERM else ACCESS
     asked.bit = <uint32_t>(event.mask & (FAN_OPEN_PERM | FAN_ACCESS_PERM))
     asked.hit = asked.denied = asked.audit = False
-    asked.parent_pid, asked.parent = -1, PARENT_UNASKED
+    asked.parent_pid, asked.parent, asked.parent_fd = -1, PARENT_UNASKED, -1
     asked.name, asked.name_size = NULL, 0
     if ask_file(asked):
         if asked.pid == group.self:
@@ -184,6 +184,8 @@ cdef void describe(Group *group, Asked *asked, int64_t now_ns) noexcept nogil:
     if told or not asked.denied:
         add_u64(&group.denied if asked.denied else &group.allowed, 1 if told else 0)
         if not told:
+            if load_int(&group.strays):
+                ask_parent(group, asked)
             stray_found(group, asked)
         return
     add_u64(&group.denied, 1)
@@ -205,6 +207,8 @@ cdef void describe_all(Responder *responder) noexcept nogil:
     for i in range(responder.count):
         describe(group, &responder.asked[i], <int64_t>now.tv_sec * 1000000000 + now.tv_nsec)
         close(responder.asked[i].fd)
+        if responder.asked[i].parent_fd >= 0:
+            close(responder.asked[i].parent_fd)
     responder.count = 0
     if group.head != before and swap_int(group.reporter_waits, 0):
         write(group.reporter_fd, &one, sizeof(one))

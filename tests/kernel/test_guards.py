@@ -18,6 +18,7 @@ from tests.kernel.container import Container, Way
 from tests.kernel.guarding import Guarding
 from tests.kernel.opening import Process
 from tests.kernel.silent_fuse import SilentFileSystem
+from tests.kernel.volume import Volume
 from tests.waiting import until
 
 MS_BIND: Final = 0x1000
@@ -268,6 +269,40 @@ def test_mark_that_cannot_be_reached_is_taken_away_when_it_shows(sandbox: Sandbo
         lambda: sandbox.opens(sandbox.folder / "old") and sandbox.guarding.guards.statistics()["strays"] == 0,
         "the mark of the file that was moved away goes",
     )
+
+
+def test_mark_of_a_directory_is_taken_away_when_something_in_it_is_opened(sandbox: Sandbox, tmp_path: Path) -> None:
+    container = Container(tmp_path)
+    path = "/" + str(sandbox.folder.relative_to(tmp_path))
+    sandbox.guarding.guard("c", container.pid, deny=[path.encode()])
+    assert not sandbox.opens(sandbox.file)
+    container.end()
+    sandbox.guarding.unguard("c")
+    until(
+        lambda: sandbox.opens(sandbox.file) and sandbox.guarding.guards.statistics()["strays"] == 0,
+        "the mark of the directory goes",
+    )
+    container.close()
+
+
+def test_files_of_an_atomic_volume_are_guarded_with_its_directory(sandbox: Sandbox) -> None:
+    volume = Volume(sandbox.folder / "config")
+    volume.update({"one": b"1", "two": b"2"})
+    sandbox.deny(sandbox.folder / "config")
+    for version in (b"3", b"4"):
+        assert not sandbox.opens(sandbox.folder / "config/one")
+        assert sandbox.guarding.lines() == [f"-: DENY OPEN_PERM file {sandbox.folder}/config/one"]
+        volume.update({"one": version, "new": version})
+        sandbox.guarding.settle()
+    assert not sandbox.opens(sandbox.folder / "config/new")
+
+
+def test_volume_that_leads_elsewhere_is_not_followed(sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/f").write_text("-")
+    (sandbox.folder / "..data").symlink_to(tmp_path / "elsewhere")
+    sandbox.deny(sandbox.folder)
+    assert sandbox.opens(tmp_path / "elsewhere/f")
 
 
 def test_container_that_ends_leaves_its_volume_open(tmp_path: Path, sandbox: Sandbox) -> None:
