@@ -33,11 +33,7 @@ def main() -> int:
             case "version":
                 sys.stdout.write(flags.version_text(program))
                 return 0
-        if "janus" not in settings.services:
-            return run(settings)
-        sys.stderr.write(
-            "ERROR: janus.Janusd (guards) is not part of this version; use the name argusd or -services=argus\n"
-        )
+        return run(settings)
     except flags.FlagError as error:
         sys.stderr.write(f"{error}\n")
     except StartError as error:

@@ -9,28 +9,31 @@ import logging
 import os
 import signal
 import threading
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import uvloop
 
 from argusd import __version__, logs, privileges, tls
-from argusd._inotify import COUNTED, Engine, Notice
+from argusd._fanotify import Guards
+from argusd._inotify import COUNTED, Engine
 from argusd._output import Output
-from argusd.arming import WATCH_LIMIT, Arming, sysctl
+from argusd.arming import Arming
 from argusd.flags import Settings
+from argusd.guards import GuardService
+from argusd.kinds import GuardKind, WatchKind
+from argusd.marker import Marker
 from argusd.metrics import Metrics
 from argusd.processes import pidfds_work
+from argusd.pump import DRAIN_EVERY_S, Pump
+from argusd.refusals import sysctl
 from argusd.registry import Registry
-from argusd.server import AddressError, Server
+from argusd.server import AddressError, Server, Service
 from argusd.watches import WatchService
 
 __all__ = ["StartError", "run"]
 
 logger = logging.getLogger("argusd.daemon")
-
-# How often the engine's counts are taken over: often enough for a reader of metrics, seldom enough to batch.
-_DRAIN_EVERY_S: Final = 0.005
 
 # The end, within 5 s altogether.
 _SETTLE_S: Final = 0.5
@@ -71,6 +74,43 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
     return tls.credentials(settings.tlscafile, settings.tlscertfile, settings.tlskeyfile)
 
 
+class _Served:
+    """The services that were asked for, on one engine, and what each of them is made of."""
+
+    def __init__(self, settings: Settings, engine: Engine, output: Output) -> None:
+        """Must be made inside the running event loop."""
+        self.armings: list[Arming[Any]] = []
+        self.services: list[Service] = []
+        self.metrics: Metrics | None = None
+        self.guards: Guards | None = None
+        self.marker: Marker | None = None
+        if "argus" in settings.services:
+            self._watch(engine)
+        else:
+            engine.want_counts(False)
+        if "janus" in settings.services:
+            self._guard(engine, output, settings.log_dir)
+
+    def _watch(self, engine: Engine) -> None:
+        self.metrics = Metrics(engine, COUNTED)
+        arming = Arming(engine, WatchKind(engine, self.metrics))
+        self.armings.append(arming)
+        self.services.append(WatchService(Registry(arming), self.metrics).service())
+
+    def _guard(self, engine: Engine, output: Output, log_dir: str) -> None:
+        self.guards = Guards(output)
+        arming = Arming(engine, GuardKind(engine, self.guards))
+        registry = Registry(arming)
+        self.marker = Marker(log_dir, lambda: [f"({handle.pod}:{handle.node})" for handle in registry.state()])
+        self.armings.append(arming)
+        self.services.append(GuardService(registry, self.marker).service())
+
+    def close(self) -> None:
+        """Take all guards away. Before the engine is closed: nothing must wait for an answer while that goes on."""
+        if self.guards is not None:
+            self.guards.close(_DRAIN_S)
+
+
 class _Daemon:
     def __init__(self, settings: Settings, output: Output) -> None:
         self._settings = settings
@@ -81,22 +121,28 @@ class _Daemon:
         stop = self._catch_signals()
         engine = self._engine()
         try:
-            await self._serve(engine, credentials, stop)
+            served = _Served(self._settings, engine, self._output)
+            try:
+                await self._serve(engine, served, credentials, stop)
+            finally:
+                served.close()
         finally:
             engine.close()
 
-    async def _serve(self, engine: Engine, credentials: grpc.ServerCredentials | None, stop: asyncio.Event) -> None:
-        metrics, arming = Metrics(engine, COUNTED), Arming(engine)
-        service = WatchService(Registry(arming, metrics), metrics)
-        server = Server([service.service()], with_reflection=self._settings.reflection)
+    async def _serve(
+        self, engine: Engine, served: _Served, credentials: grpc.ServerCredentials | None, stop: asyncio.Event
+    ) -> None:
+        server = Server(served.services, with_reflection=self._settings.reflection)
         try:
             address = await server.start(self._settings.address, credentials)
         except AddressError as error:
             raise StartError(str(error)) from error
-        pump = _Pump(engine, metrics, arming)
+        pump = Pump(engine, served.metrics, served.armings, served.guards)
+        if served.marker is not None:
+            await served.marker.look_back()
         self._say_hello(address, engine.enter, secure=credentials is not None)
         await stop.wait()
-        await self._stop(engine, server, metrics, pump, arming)
+        await self._stop(engine, served, server, pump)
 
     def _engine(self) -> Engine:
         try:
@@ -118,7 +164,7 @@ class _Daemon:
                 "pidfd_open(2) is refused (it needs Linux 5.3 and a seccomp profile that knows it): "
                 "the daemon looks for the end of containers 20 times a second"
             )
-        if lacking := privileges.warning(enter, privileges.held()):
+        if lacking := privileges.warning(enter, privileges.held(), services=settings.services):
             logger.warning("%s", lacking)
         why = " (openat2 is missing)" if settings.enter == "auto" and enter == "setns" else ""
         logger.info("argusd %s; %s%s", __version__, _WAYS[enter], why)
@@ -142,85 +188,31 @@ class _Daemon:
             asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
         return stop
 
-    async def _stop(self, engine: Engine, server: Server, metrics: Metrics, pump: _Pump, arming: Arming) -> None:
+    async def _stop(self, engine: Engine, served: _Served, server: Server, pump: Pump) -> None:
         """Refuse new calls, report what the kernel has queued, let streams send what is pending, write it all out."""
+        loop = asyncio.get_running_loop()
         stopping = asyncio.create_task(server.stop(_STREAMS_S))
         await asyncio.sleep(0)
-        arming.close()
+        for arming in served.armings:
+            arming.close()
+        await loop.run_in_executor(None, served.close)
+        if served.marker is not None:
+            await served.marker.close()
         await self._settle(engine)
+        pump.tell()
         pump.close()
-        metrics.drain()
-        await asyncio.get_running_loop().run_in_executor(None, engine.close, _DRAIN_S)
-        metrics.finish()
+        if served.metrics is not None:
+            served.metrics.drain()
+        await loop.run_in_executor(None, engine.close, _DRAIN_S)
+        if served.metrics is not None:
+            served.metrics.finish()
         await stopping
         logger.info("Stopped")
-        await asyncio.get_running_loop().run_in_executor(None, self._output.close, _OUTPUT_S)
+        await loop.run_in_executor(None, self._output.close, _OUTPUT_S)
 
     async def _settle(self, engine: Engine) -> None:
         """Wait until what has happened so far is reported, so that it is counted too while streams can be sent it."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_S):
                 while not engine.settled():  # noqa: ASYNC110  (the reader does not tell)
-                    await asyncio.sleep(_DRAIN_EVERY_S)
-
-
-class _Pump:
-    """Moves counts and notices from the engine to the metrics and the log, batch by batch."""
-
-    def __init__(self, engine: Engine, metrics: Metrics, arming: Arming) -> None:
-        self._engine = engine
-        self._metrics = metrics
-        self._arming = arming
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._listen()
-
-    def close(self) -> None:
-        """Leave the engine alone."""
-        self._loop.remove_reader(self._engine.fileno())
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _listen(self) -> None:
-        self._timer = None
-        self._loop.add_reader(self._engine.fileno(), self._on_ready)
-
-    def _on_ready(self) -> None:
-        self._engine.acknowledge()
-        if self._metrics.active:
-            self._metrics.drain()
-        for notice in self._engine.notices():
-            self._warn(notice)
-        # Counts pile up in the engine at no cost; the next look waits a little, so that each brings many.
-        self._loop.remove_reader(self._engine.fileno())
-        self._timer = self._loop.call_later(_DRAIN_EVERY_S, self._listen)
-
-    def _warn(self, notice: Notice) -> None:
-        owner = self._arming.owner(notice.subscription) or ""
-        match notice.kind:
-            case "overflow":
-                limit = "fs.inotify.max_queued_events"
-                logger.warning("The kernel's event queue overflowed, events were lost (%s is %s)", limit, sysctl(limit))
-            case "limit":
-                reason = os.strerror(notice.errno)
-                if notice.errno == errno.ENOSPC:
-                    reason = f"no inotify watches left ({WATCH_LIMIT} is {sysctl(WATCH_LIMIT)})"
-                elif notice.errno == errno.EACCES:
-                    lacking = privileges.missing([privileges.DAC_READ_SEARCH], privileges.held())
-                    reason += f" (the daemon lacks {lacking[0]})" if lacking else ""
-                logger.warning("'%s' cannot be watched %s: %s", notice.path, owner, reason)
-            case "depth":
-                logger.warning(
-                    "'%s' is deeper than %d directories and not watched %s", notice.path, notice.number, owner
-                )
-            case "beyond":
-                reason = "its path is longer than any that can be used, so it is reported under the one it had"
-                logger.warning("'%s' was moved %s: %s", notice.path, owner, reason)
-            case "mounts":
-                logger.warning(
-                    "/proc/PID/mountinfo has more than %d bytes, so mounts that come and go are not noticed %s",
-                    notice.number,
-                    owner,
-                )
-            case _:
-                logger.warning("Engine notice %s", notice)
+                    await asyncio.sleep(DRAIN_EVERY_S)

@@ -14,9 +14,13 @@ from argusd import __version__
 __all__ = ["KNOWN_SERVICES", "FlagError", "Settings", "help_text", "parse", "version_text"]
 
 KNOWN_SERVICES: Final = ("argus", "janus")
-"""Every word that ``-services`` takes, whether or not this version has the service."""
+"""Every word that ``-services`` takes."""
 
 _PROGRAM_SERVICES: Final = {"argusd": ("argus",), "janusd": ("janus",)}
+_PURPOSES: Final = {
+    "argus": "reports what happens to files inside containers.",
+    "janus": "allows or denies the use of files inside containers.",
+}
 _LOG_STYLES: Final = ("auto", "json", "text")
 _WAYS: Final = ("auto", "openat2", "setns")
 
@@ -127,7 +131,7 @@ _FLAGS: Final = {
         _Flag("log_dir", "string", str, 'Folder that also gets the log as text, in argusd.INFO; "" turns it off.'),
         _Flag("reflection", "bool", _boolean, "Serve gRPC server reflection."),
         _Flag(
-            "services", "string", _services, "What to serve: argus, janus or both, joined by a comma.",
+            "services", "string", _services, "What to serve: argus (watches), janus (guards) or both, as argus,janus.",
             ", ".join(KNOWN_SERVICES),
         ),
         _Flag("tls", "bool", _boolean, "Serve mutual TLS: a client certificate is required and verified."),
@@ -233,7 +237,7 @@ def help_text(program: str) -> str:
     name = _basename(program)
     defaults = Settings(services=_default_services(program))
     lines = [
-        f"{name}: reports what happens to files inside containers.",
+        f"{name}: {_PURPOSES[_default_services(program)[0]]}",
         "",
         f"usage: {name} [flags]",
         "",

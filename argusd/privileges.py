@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["DAC_READ_SEARCH", "SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE", "Right", "held", "missing", "needed", "warning"]
+__all__ = [
+    "AUDIT_WRITE",
+    "DAC_READ_SEARCH",
+    "SYS_ADMIN",
+    "SYS_ADMIN_TO_GUARD",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "Right",
+    "held",
+    "missing",
+    "needed",
+    "warning",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +30,7 @@ class Right:
     name: str
     number: int
     without: str
-    """What cannot be done without it."""
+    """What cannot be done without it; ``{done}`` is what the daemon does."""
     instead: int | None = None
     """Another capability that does as well."""
 
@@ -30,18 +42,27 @@ class Right:
 SYS_PTRACE: Final = Right(
     "CAP_SYS_PTRACE",
     19,
-    "processes of other users, and those with more capabilities than the daemon's, are not watched",
+    "processes of other users, and those with more capabilities than the daemon's, are not {done}",
 )
 DAC_READ_SEARCH: Final = Right(
-    "CAP_DAC_READ_SEARCH", 2, "files and directories that are closed to the daemon's user are not watched", instead=1
+    "CAP_DAC_READ_SEARCH", 2, "files and directories that are closed to the daemon's user are not {done}", instead=1
 )
-SYS_ADMIN: Final = Right("CAP_SYS_ADMIN", 21, "no container is watched, because setns needs it")
-SYS_CHROOT: Final = Right("CAP_SYS_CHROOT", 18, "no container is watched, because setns needs it")
+SYS_ADMIN: Final = Right("CAP_SYS_ADMIN", 21, "no container is {done}, because setns needs it")
+SYS_CHROOT: Final = Right("CAP_SYS_CHROOT", 18, "no container is {done}, because setns needs it")
+SYS_ADMIN_TO_GUARD: Final = Right("CAP_SYS_ADMIN", 21, "nothing is guarded, because fanotify_init needs it")
+AUDIT_WRITE: Final = Right("CAP_AUDIT_WRITE", 29, "guards with `audit` are refused")
+
+_DONE: Final = {"argus": "watched", "janus": "guarded"}
 
 
-def needed(enter: str) -> tuple[Right, ...]:
-    """Return what it takes to watch any container; ``enter`` is the way into it, ``openat2`` or ``setns``."""
-    return (SYS_PTRACE, DAC_READ_SEARCH) if enter == "openat2" else (SYS_PTRACE, DAC_READ_SEARCH, SYS_ADMIN, SYS_CHROOT)
+def needed(enter: str, services: Collection[str] = ("argus",)) -> tuple[Right, ...]:
+    """Return what it takes for any container; ``enter`` is the way into it, ``openat2`` or ``setns``."""
+    rights = [SYS_PTRACE, DAC_READ_SEARCH]
+    if enter != "openat2":
+        rights += [SYS_ADMIN, SYS_CHROOT]
+    if "janus" in services:
+        rights += [SYS_ADMIN_TO_GUARD, AUDIT_WRITE]
+    return tuple(rights)
 
 
 def held(status: Path = Path("/proc/self/status")) -> int:
@@ -62,12 +83,13 @@ def missing(wanted: Collection[Right], bits: int) -> tuple[Right, ...]:
     )
 
 
-def warning(enter: str, bits: int, uid: int | None = None) -> str:
+def warning(enter: str, bits: int, uid: int | None = None, services: Collection[str] = ("argus",)) -> str:
     """Return what the operator must be told at the start, in one line; empty when nothing is missing."""
-    lacking = missing(needed(enter), bits)
+    lacking = missing(needed(enter, services), bits)
     if not lacking:
         return ""
     uid = os.geteuid() if uid is None else uid
     who = f"Running as user {uid}, not as root, and without" if uid else "Running without"
-    costs = "; ".join(f"{right}: {right.without}" for right in lacking)
-    return f"{who} {', '.join(map(str, lacking))}. {costs}"
+    done = " or ".join(_DONE[service] for service in services)
+    costs = "; ".join(f"{right}: {right.without.format(done=done)}" for right in lacking)
+    return f"{who} {', '.join(dict.fromkeys(map(str, lacking)))}. {costs}"

@@ -1,17 +1,35 @@
-"""CreateWatch requests, checked and frozen: nothing behind this module sees a client's message."""
+"""CreateWatch and CreateGuard requests, checked and frozen: nothing behind this module sees a client's message."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Generic, TypeVar
 
-from argusd.proto import argus_pb2
-from argusd.templates import DEFAULT_WATCH_TEMPLATE, WATCH_FIELDS, MalformedFormat, Template, compile_format
+from argusd.proto import argus_pb2, janus_pb2
+from argusd.templates import (
+    DEFAULT_GUARD_TEMPLATE,
+    DEFAULT_WATCH_TEMPLATE,
+    GUARD_FIELDS,
+    WATCH_FIELDS,
+    MalformedFormat,
+    Template,
+    compile_format,
+)
 
-__all__ = ["EVENT_MASKS", "InvalidRequest", "Subject", "WatchRequest", "container_id", "parse_watch"]
+__all__ = [
+    "EVENT_MASKS",
+    "GUARD_EVENT_MASKS",
+    "GuardSubject",
+    "InvalidRequest",
+    "Request",
+    "Subject",
+    "container_id",
+    "parse_guard",
+    "parse_watch",
+]
 
 # inotify(7), <sys/inotify.h>
 IN_ACCESS: Final = 0x001
@@ -47,16 +65,26 @@ EVENT_MASKS: Final = MappingProxyType(
         "all": IN_ALL_EVENTS,
     }
 )
-"""The words of ``subject.event`` and what they ask the kernel for."""
+"""The words of a watch's ``subject.event`` and what they ask the kernel for."""
+
+# fanotify(7), <sys/fanotify.h>
+FAN_OPEN_PERM: Final = 0x10000
+FAN_ACCESS_PERM: Final = 0x20000
+
+GUARD_EVENT_MASKS: Final = MappingProxyType(
+    {"open": FAN_OPEN_PERM, "access": FAN_ACCESS_PERM, "all": FAN_OPEN_PERM | FAN_ACCESS_PERM}
+)
+"""The words of a guard's ``subject.event``."""
 
 _VALID_EVENTS: Final = ", ".join(EVENT_MASKS)
+_VALID_GUARD_EVENTS: Final = ", ".join(GUARD_EVENT_MASKS)
 
 # What one request may hold. The kernel sets some of these; the others are far beyond any use, and keep a hostile
 # request from costing more than the bytes in which it came.
 _MAX_NAME_BYTES: Final = 1024  # name, nodeName, podName: Kubernetes stops at 253, and they are part of every line
 _MAX_CONTAINERS: Final = 256  # pid and cid each: a pod has a handful, and each costs subscriptions and a descriptor
 _MAX_SUBJECTS: Final = 1024  # each becomes a subscription in every container
-_MAX_PATHS: Final = 4096  # in a subject: each is looked up and kept watched in every container
+_MAX_PATHS: Final = 4096  # in a field of a subject: each is looked up and kept watched in every container
 _MAX_PATH_BYTES: Final = 4095  # PATH_MAX less its NUL
 _MAX_COMPONENT_BYTES: Final = 255  # NAME_MAX: no file system of Linux has longer names
 _MAX_EVENTS: Final = 256  # in a subject: there are 15 words
@@ -97,8 +125,26 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class WatchRequest:
-    """A CreateWatch request that can be carried out.
+class GuardSubject:
+    """What to guard in each container of a request: normalised likewise. No path is in both ``deny`` and ``allow``."""
+
+    deny: tuple[str, ...]
+    allow: tuple[str, ...]
+    mask: int
+    only_dir: bool
+    auto_allow_owner: bool
+    audit: bool
+    tags: tuple[tuple[str, str], ...]
+
+
+SubjectT = TypeVar("SubjectT", bound=Subject | GuardSubject)
+_Message = TypeVar("_Message")
+_Config = argus_pb2.ArgusdConfig | janus_pb2.JanusdConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Request(Generic[SubjectT]):
+    """A CreateWatch or CreateGuard request that can be carried out.
 
     ``cids`` are as the client wrote them (see :func:`container_id`), each container once. ``warnings`` are for the
     log; two requests that ask for the same are equal whatever they were warned about.
@@ -109,32 +155,31 @@ class WatchRequest:
     pod_name: str
     pids: tuple[int, ...]
     cids: tuple[str, ...]
-    subjects: tuple[Subject, ...]
+    subjects: tuple[SubjectT, ...]
     template: Template
     warnings: tuple[str, ...] = field(compare=False)
 
 
-def parse_watch(config: argus_pb2.ArgusdConfig) -> WatchRequest:
+def parse_watch(config: argus_pb2.ArgusdConfig) -> Request[Subject]:
     """Check and normalise a CreateWatch request. Raises InvalidRequest."""
-    for name, value in (("name", config.name), ("nodeName", config.nodeName), ("podName", config.podName)):
-        _limit_bytes(name, value, _MAX_NAME_BYTES)
-    pids, cids = _containers(config)
-    _limit_count("subject", config.subject, _MAX_SUBJECTS)
-    warnings: list[str] = []
-    parsed = [_subject(f"subject[{i}]", subject, warnings) for i, subject in enumerate(config.subject)]
-    subjects = tuple(subject for subject in parsed if subject is not None)
-    if not subjects:
-        reason = f"nothing to watch: no subject has both a path and a valid event (valid events: {_VALID_EVENTS})"
-        raise InvalidRequest("subject", reason)
-    if len(warnings) > _MAX_WARNINGS:
-        hidden = len(warnings) - _MAX_WARNINGS
-        warnings[_MAX_WARNINGS:] = [f"{hidden} more warnings about subjects are not shown"]
-    template, complaint = _template(config.logFormat)
-    if complaint:
-        warnings.append(complaint)
-    return WatchRequest(
-        config.name, config.nodeName, config.podName, pids, cids, subjects, template, tuple(warnings)
-    )  # fmt: skip
+    pids, cids = _address(config)
+    nothing = f"nothing to watch: no subject has both a path and a valid event (valid events: {_VALID_EVENTS})"
+    subjects, warnings = _subjects(config.subject, _subject, nothing)
+    template, complaint = _template(config.logFormat, WATCH_FIELDS, DEFAULT_WATCH_TEMPLATE, "ArgusWatcher")
+    return Request(
+        config.name, config.nodeName, config.podName, pids, cids, subjects, template, _shortened(warnings, complaint)
+    )
+
+
+def parse_guard(config: janus_pb2.JanusdConfig) -> Request[GuardSubject]:
+    """Check and normalise a CreateGuard request. Raises InvalidRequest."""
+    pids, cids = _address(config)
+    nothing = f"nothing to guard: no subject has both a path and an event (valid events: {_VALID_GUARD_EVENTS})"
+    subjects, warnings = _subjects(config.subject, _guard_subject, nothing)
+    template, complaint = _template(config.logFormat, GUARD_FIELDS, DEFAULT_GUARD_TEMPLATE, "JanusGuard")
+    return Request(
+        config.name, config.nodeName, config.podName, pids, cids, subjects, template, _shortened(warnings, complaint)
+    )
 
 
 def container_id(cid: str) -> str:
@@ -147,11 +192,14 @@ def container_id(cid: str) -> str:
     return match.group(1)
 
 
-def _containers(config: argus_pb2.ArgusdConfig) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _address(config: _Config) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Check whom a request means; returns its pids and cids, each once."""
+    for name, value in (("name", config.name), ("nodeName", config.nodeName), ("podName", config.podName)):
+        _limit_bytes(name, value, _MAX_NAME_BYTES)
     _limit_count("pid", config.pid, _MAX_CONTAINERS)
     _limit_count("cid", config.cid, _MAX_CONTAINERS)
     if not config.pid and not config.cid:
-        raise InvalidRequest("cid", "neither cid nor pid says which containers to watch")
+        raise InvalidRequest("cid", "neither cid nor pid says which containers are meant")
     for i, pid in enumerate(config.pid):
         if pid <= 0:
             raise InvalidRequest(f"pid[{i}]", f"{pid} is no process id")
@@ -164,20 +212,41 @@ def _containers(config: argus_pb2.ArgusdConfig) -> tuple[tuple[int, ...], tuple[
     return tuple(dict.fromkeys(config.pid)), tuple(by_id.values())
 
 
-def _template(log_format: str) -> tuple[Template, str]:
-    """The template to use, and what to warn about. A malformed format must never lose events."""
+def _subjects(
+    messages: Sequence[_Message], parse: Callable[[str, _Message, list[str]], SubjectT | None], nothing: str
+) -> tuple[tuple[SubjectT, ...], list[str]]:
+    """All subjects that can be used, and what to warn about; ``nothing`` says that there are none."""
+    _limit_count("subject", messages, _MAX_SUBJECTS)
+    warnings: list[str] = []
+    parsed = [parse(f"subject[{i}]", message, warnings) for i, message in enumerate(messages)]
+    subjects = tuple(subject for subject in parsed if subject is not None)
+    if not subjects:
+        raise InvalidRequest("subject", nothing)
+    return subjects, warnings
+
+
+def _template(log_format: str, fields: Sequence[str], default: Template, resource: str) -> tuple[Template, str]:
+    """The template to use, and what to warn about. A malformed format must never lose events, nor leave a guard out."""
     try:
-        return compile_format(log_format, WATCH_FIELDS), ""
+        return compile_format(log_format, fields, default.source), ""
     except MalformedFormat as error:
-        return DEFAULT_WATCH_TEMPLATE, f'Malformed ArgusWatcher `.spec.logFormat`: "{error}"'
+        return default, f'Malformed {resource} `.spec.logFormat`: "{error}"'
+
+
+def _shortened(warnings: Sequence[str], complaint: str) -> tuple[str, ...]:
+    """As many warnings about subjects as one request may put into the log, and the one about its format."""
+    shown = list(warnings[:_MAX_WARNINGS])
+    if len(warnings) > _MAX_WARNINGS:
+        shown.append(f"{len(warnings) - _MAX_WARNINGS} more warnings about subjects are not shown")
+    return (*shown, complaint) if complaint else tuple(shown)
 
 
 def _subject(where: str, subject: argus_pb2.ArgusWatcherSubject, warnings: list[str]) -> Subject | None:
     """One subject, or None when nothing of it can be watched."""
-    paths = _paths(where, subject.path, warnings)
+    paths = _paths(f"{where}.path", subject.path, warnings)
     mask = _mask(where, subject.event, warnings)
     ignore = _ignore(where, subject.ignore)
-    tags = _tags(where, subject)
+    tags = _tags(where, subject.tags)
     if subject.maxDepth < 0:
         raise InvalidRequest(f"{where}.maxDepth", f"{subject.maxDepth} is negative")
     if not paths or not mask:
@@ -195,11 +264,47 @@ def _subject(where: str, subject: argus_pb2.ArgusWatcherSubject, warnings: list[
     )
 
 
+def _guard_subject(where: str, subject: janus_pb2.JanusGuardSubject, warnings: list[str]) -> GuardSubject | None:
+    """One subject, or None when it guards nothing."""
+    deny = _paths(f"{where}.deny", subject.deny, warnings)
+    allow = _paths(f"{where}.allow", subject.allow, warnings)
+    mask = _guard_mask(where, subject.event)
+    tags = _tags(where, subject.tags)
+    both = set(deny).intersection(allow)
+    if both:
+        warnings.append(f"{where}.allow: also in deny, which wins: {_shown_list(sorted(both))}")
+    if not mask or not (deny or allow):
+        warnings.append(f"{where}: skipped, it has no {'event' if not mask else 'path'}")
+        return None
+    return GuardSubject(
+        deny=deny,
+        allow=tuple(path for path in allow if path not in both),
+        mask=mask,
+        only_dir=subject.onlyDir,
+        auto_allow_owner=subject.autoAllowOwner,
+        audit=subject.audit,
+        tags=tags,
+    )
+
+
+def _guard_mask(where: str, events: Sequence[str]) -> int:
+    """Unlike for a watch, a word that is not known is an error: what it was to guard would stay open unnoticed."""
+    _limit_count(f"{where}.event", events, _MAX_EVENTS)
+    mask = 0
+    for i, event in enumerate(events):
+        bits = GUARD_EVENT_MASKS.get(event.lower(), 0)
+        if not bits:
+            reason = f"{_shown(event)} guards nothing (valid events: {_VALID_GUARD_EVENTS})"
+            raise InvalidRequest(f"{where}.event[{i}]", reason)
+        mask |= bits
+    return mask
+
+
 def _paths(where: str, paths: Sequence[str], warnings: list[str]) -> tuple[str, ...]:
-    _limit_count(f"{where}.path", paths, _MAX_PATHS)
-    normalised = [_normalise(f"{where}.path[{i}]", path) for i, path in enumerate(paths) if path]
+    _limit_count(where, paths, _MAX_PATHS)
+    normalised = [_normalise(f"{where}[{i}]", path) for i, path in enumerate(paths) if path]
     if len(normalised) < len(paths):
-        warnings.append(f"{where}.path: {len(paths) - len(normalised)} empty, ignored")
+        warnings.append(f"{where}: {len(paths) - len(normalised)} empty, ignored")
     return tuple(dict.fromkeys(normalised))
 
 
@@ -243,12 +348,12 @@ def _ignore(where: str, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted({name for name in names if name and len(name.encode()) <= _MAX_COMPONENT_BYTES}))
 
 
-def _tags(where: str, subject: argus_pb2.ArgusWatcherSubject) -> tuple[tuple[str, str], ...]:
-    _limit_count(f"{where}.tags", subject.tags, _MAX_TAGS)
-    for key, value in subject.tags.items():
+def _tags(where: str, tags: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    _limit_count(f"{where}.tags", tags, _MAX_TAGS)
+    for key, value in tags.items():
         _limit_bytes(f"{where}.tags[{_shown(key)}]", key, _MAX_TAG_BYTES, "the key is")
         _limit_bytes(f"{where}.tags[{_shown(key)}]", value, _MAX_TAG_BYTES)
-    return tuple(sorted(subject.tags.items()))
+    return tuple(sorted(tags.items()))
 
 
 def _limit_bytes(where: str, text: str, limit: int, what: str = "") -> None:

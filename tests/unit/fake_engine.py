@@ -21,6 +21,7 @@ class FakeEngine:
         self._last_counter = 0
         self.walk: Callable[[int], None] = lambda _number: None
         self.errors: dict[bytes, int] = {}
+        self.refuse: OSError | None = None
 
     def subscribe(
         self, encoder: Encoder, counter: int, pid: int, pidfd: int, paths: Sequence[bytes], *rest: Any
@@ -31,6 +32,19 @@ class FakeEngine:
         number = len(self.subjects) + 1
         self.subjects[number] = (pid, tuple(paths))
         self.counters[number] = counter
+        return number
+
+    def guard(self, _guards: object, encoder: Encoder, pid: int, pidfd: int, deny: Sequence[bytes], *rest: Any) -> int:
+        assert encoder.message("OPEN_PERM", "file", b"/d", response="DENY")
+        assert pidfd >= 0
+        allow, mask, *switches = rest
+        assert mask & ~0x30000 == 0
+        assert [type(one) for one in switches] == [bool, bool, bool]
+        if self.refuse:
+            raise self.refuse
+        number = len(self.subjects) + 1
+        self.subjects[number] = (pid, (*deny, *allow))
+        self.counters[number] = 0
         return number
 
     def arm(self, subscription: int) -> Armed:

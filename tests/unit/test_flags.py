@@ -157,6 +157,8 @@ def test_help_names_every_flag_with_its_default() -> None:
     for name in Settings.__dataclass_fields__.keys() - {"action"}:
         assert f"\n  -{name} (" in text
     assert '-services (string, default "janus")' in text
+    assert text.startswith("janusd: allows or denies ")
+    assert help_text("/opt/argusd").startswith("argusd: reports ")
     assert "-tls (bool, default false)" in text
     assert max(map(len, text.splitlines())) <= 100
 

@@ -4,7 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from argusd.privileges import DAC_READ_SEARCH, SYS_ADMIN, SYS_CHROOT, SYS_PTRACE, Right, held, missing, needed, warning
+from argusd.privileges import (
+    AUDIT_WRITE,
+    DAC_READ_SEARCH,
+    SYS_ADMIN,
+    SYS_ADMIN_TO_GUARD,
+    SYS_CHROOT,
+    SYS_PTRACE,
+    Right,
+    held,
+    missing,
+    needed,
+    warning,
+)
 
 EVERYTHING = (1 << 41) - 1
 DOCKER = 0xA80425FB
@@ -45,7 +57,24 @@ def test_the_warning_is_one_line_that_names_each_capability_and_its_cost() -> No
         "Running without CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN, CAP_SYS_CHROOT. CAP_SYS_PTRACE: "
     )
     assert "\n" not in text
-    assert all(f"{right}: {right.without}" in text for right in needed("setns"))
+    assert all(f"{right}: {right.without.format(done='watched')}" in text for right in needed("setns"))
+
+
+def test_guards_need_more() -> None:
+    assert missing(needed("openat2", ["janus"]), bits(SYS_PTRACE, DAC_READ_SEARCH)) == (SYS_ADMIN_TO_GUARD, AUDIT_WRITE)
+    assert warning("openat2", bits(SYS_PTRACE, DAC_READ_SEARCH, AUDIT_WRITE), 0, ["janus"]) == (
+        "Running without CAP_SYS_ADMIN. CAP_SYS_ADMIN: nothing is guarded, because fanotify_init needs it"
+    )
+    assert warning("setns", DOCKER | bits(SYS_PTRACE, SYS_ADMIN), 0, ["argus", "janus"]) == ""
+
+
+def test_both_services_are_named_in_the_order_that_was_asked_for() -> None:
+    text = warning("setns", 0, 0, ["argus", "janus"])
+    assert text.startswith(
+        "Running without CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN, CAP_SYS_CHROOT, CAP_AUDIT_WRITE. CAP_SYS"
+    )
+    assert "files and directories that are closed to the daemon's user are not watched or guarded; " in text
+    assert text.endswith("CAP_AUDIT_WRITE: guards with `audit` are refused")
 
 
 def test_a_user_other_than_root_is_named() -> None:

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from argusd import privileges
-from argusd.arming import AccessDeniedError, Arming, LimitReachedError, NoContainerError, WatchKey
+from argusd.arming import Arming
 from argusd.containers import Container, open_pid
+from argusd.kinds import PodKey, WatchKind
 from argusd.metrics import Metrics
-from argusd.registry import Handle, Member, Registry, Watch, container_sets, matching, to_destroy
-from argusd.subjects import Subject, WatchRequest
+from argusd.refusals import AccessDeniedError, LimitReachedError, NoContainerError
+from argusd.registry import Entry, Handle, Member, Registry, container_sets, matching, to_destroy
+from argusd.subjects import Request, Subject
 from argusd.templates import compile_format
 from tests.unit.fake_engine import FakeEngine
 from tests.waiting import until_in_loop
@@ -71,8 +73,8 @@ def subject(*paths: str, mask: int = 0x100) -> Subject:
     )
 
 
-def request(*subjects: Subject, name: str = "w", pod: str = "p", node: str = "n") -> WatchRequest:
-    return WatchRequest(
+def request(*subjects: Subject, name: str = "w", pod: str = "p", node: str = "n") -> Request[Subject]:
+    return Request(
         name=name,
         node_name=node,
         pod_name=pod,
@@ -88,14 +90,14 @@ class Setup:
     def __init__(self) -> None:
         self.engine = FakeEngine()
         self.metrics = Metrics(self.engine, ("access",))
-        self.registry = Registry(Arming(self.engine), self.metrics)
+        self.registry = Registry(Arming(self.engine, WatchKind(self.engine, self.metrics)))
 
-    async def create(self, wanted: WatchRequest, *pids: int, within_s: float = LATER_S) -> Handle:
+    async def create(self, wanted: Request[Subject], *pids: int, within_s: float = LATER_S) -> Handle:
         answer_by = asyncio.get_running_loop().time() + within_s
         return await self.registry.create(wanted, [open_pid(pid) for pid in pids], answer_by)
 
     async def destroy(self, node: str, pod: str, name: str, *pids: int) -> None:
-        await self.registry.destroy(WatchKey(node, pod, name), pids)
+        await self.registry.destroy(PodKey(node, pod, name), pids)
 
 
 def open_descriptors() -> int:
@@ -105,21 +107,21 @@ def open_descriptors() -> int:
 # Pure choices.
 
 
-def watch(name: str, *pids: int, pod: str = "p", node: str = "n") -> Watch:
-    members = {(pid, 1): Member(Container("", pid, 1, -1), ()) for pid in pids}
-    return Watch(WatchKey(node, pod, name), 1, members)
+def watch(name: str, *pids: int, pod: str = "p", node: str = "n") -> Entry[Subject]:
+    members: dict[tuple[int, int], Member[Subject]] = {(pid, 1): Member(Container("", pid, 1, -1), ()) for pid in pids}
+    return Entry(PodKey(node, pod, name), 1, members)
 
 
 def test_same_key_and_a_common_container_is_the_same_watch() -> None:
     ours, other_pod, other_name = watch("w", 1, 2), watch("w", 3), watch("v", 1)
     watches = [ours, other_pod, other_name]
-    assert matching(watches, WatchKey("n", "p", "w"), [(2, 1), (9, 1)]) == [ours]
-    assert matching(watches, WatchKey("n", "p", "w"), [(9, 1)]) == []
-    assert matching(watches, WatchKey("m", "p", "w"), [(1, 1)]) == []
+    assert matching(watches, PodKey("n", "p", "w"), [(2, 1), (9, 1)]) == [ours]
+    assert matching(watches, PodKey("n", "p", "w"), [(9, 1)]) == []
+    assert matching(watches, PodKey("m", "p", "w"), [(1, 1)]) == []
 
 
 def test_a_reused_pid_is_another_container() -> None:
-    assert matching([watch("w", 1)], WatchKey("n", "p", "w"), [(1, 2)]) == []
+    assert matching([watch("w", 1)], PodKey("n", "p", "w"), [(1, 2)]) == []
 
 
 def test_container_sets_join_through_common_containers() -> None:
@@ -129,24 +131,24 @@ def test_container_sets_join_through_common_containers() -> None:
 
 def test_destroy_by_pod_ignores_pids_while_the_name_is_unique() -> None:
     a, b, other = watch("a", 1), watch("b", 1), watch("a", 5, pod="q")
-    assert to_destroy([a, b, other], WatchKey("n", "p", ""), [5, 99]) == ([a, b], False)
-    assert to_destroy([a, b, other], WatchKey("n", "p", "b"), []) == ([b], False)
-    assert to_destroy([a, b, other], WatchKey("m", "p", ""), [1]) == ([], False)
+    assert to_destroy([a, b, other], PodKey("n", "p", ""), [5, 99]) == ([a, b], False)
+    assert to_destroy([a, b, other], PodKey("n", "p", "b"), []) == ([b], False)
+    assert to_destroy([a, b, other], PodKey("m", "p", ""), [1]) == ([], False)
 
 
 def test_destroy_of_a_pod_name_that_two_pods_have_goes_by_pid() -> None:
     one, also_one, two = watch("a", 1, 2), watch("b", 2), watch("a", 3)
     watches = [one, also_one, two]
-    assert to_destroy(watches, WatchKey("n", "p", ""), [1]) == ([one, also_one], False)
-    assert to_destroy(watches, WatchKey("n", "p", ""), [3]) == ([two], False)
-    assert to_destroy(watches, WatchKey("n", "p", ""), [9]) == ([], True)
-    assert to_destroy(watches, WatchKey("n", "p", ""), []) == ([], True)
+    assert to_destroy(watches, PodKey("n", "p", ""), [1]) == ([one, also_one], False)
+    assert to_destroy(watches, PodKey("n", "p", ""), [3]) == ([two], False)
+    assert to_destroy(watches, PodKey("n", "p", ""), [9]) == ([], True)
+    assert to_destroy(watches, PodKey("n", "p", ""), []) == ([], True)
 
 
 def test_destroy_without_a_pod_goes_by_pid() -> None:
     a, b = watch("a", 1), watch("b", 2, pod="q")
-    assert to_destroy([a, b], WatchKey("n", "", ""), [2]) == ([b], False)
-    assert to_destroy([a, b], WatchKey("n", "", ""), []) == ([], False)
+    assert to_destroy([a, b], PodKey("n", "", ""), [2]) == ([b], False)
+    assert to_destroy([a, b], PodKey("n", "", ""), []) == ([], False)
 
 
 # On the loop.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from argusd import subjects
 from argusd.proto.argus_pb2 import ArgusdConfig, ArgusWatcherSubject
-from argusd.subjects import EVENT_MASKS, InvalidRequest, Subject, WatchRequest, container_id, parse_watch
+from argusd.subjects import EVENT_MASKS, InvalidRequest, Request, Subject, container_id, parse_watch
 from argusd.templates import DEFAULT_WATCH_TEMPLATE, compile_format
 
 CID = "0123456789abcdef" * 4
@@ -68,7 +68,7 @@ def test_a_whole_request() -> None:
         ],
         logFormat="{file}",
     )
-    assert parse_watch(message) == WatchRequest(
+    assert parse_watch(message) == Request(
         name="w1",
         node_name="node1",
         pod_name="pod1",
@@ -202,7 +202,7 @@ TOO_MUCH = [
     (request(name="n" * 1025), "name", "1025 bytes long, the limit is 1024"),
     (request(nodeName="é" * 513), "nodeName", "1026 bytes long, the limit is 1024"),
     (request(podName="n" * 1025), "podName", "1025 bytes long, the limit is 1024"),
-    (request(cid=[]), "cid", "neither cid nor pid says which containers to watch"),
+    (request(cid=[]), "cid", "neither cid nor pid says which containers are meant"),
     (request(pid=[1, 0]), "pid[1]", "0 is no process id"),
     (request(pid=[-1]), "pid[0]", "-1 is no process id"),
     (request(pid=[1] * 257), "pid", "257 entries, the limit is 256"),

@@ -1,0 +1,121 @@
+"""Moves counts and notices from the native engine to the metrics and the log, batch by batch."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from argusd import privileges
+from argusd.refusals import WATCH_LIMIT, sysctl
+
+if TYPE_CHECKING:
+    from argusd._fanotify import Guards
+    from argusd._inotify import Engine, Notice
+    from argusd.arming import Arming
+    from argusd.metrics import Metrics
+
+__all__ = ["DRAIN_EVERY_S", "Pump"]
+
+logger = logging.getLogger("argusd.pump")
+
+# How often the engine's counts are taken over: often enough for a reader of metrics, seldom enough to batch.
+DRAIN_EVERY_S: Final = 0.005
+# How often guards are asked what they have to say; they do not tell of it.
+_ASK_EVERY_S: Final = 5.0
+
+
+class Pump:
+    """Owns the engine's place in the event loop."""
+
+    def __init__(
+        self, engine: Engine, metrics: Metrics | None, armings: Sequence[Arming[Any]], guards: Guards | None
+    ) -> None:
+        """``armings`` know whose subscription a notice is about. Must be made inside the running event loop."""
+        self._engine = engine
+        self._metrics = metrics
+        self._armings = armings
+        self._guards = guards
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._asking: asyncio.TimerHandle | None = None
+        self._listen()
+        if guards is not None:
+            self._ask()
+
+    def close(self) -> None:
+        """Leave the engine alone."""
+        self._loop.remove_reader(self._engine.fileno())
+        for timer in (self._timer, self._asking):
+            if timer is not None:
+                timer.cancel()
+
+    def tell(self) -> None:
+        """Log the notices that wait."""
+        for notice in self._engine.notices():
+            self._warn(notice)
+        if self._guards is not None:
+            for kind, number in self._guards.notices():
+                _warn_of_guards(kind, number)
+
+    def _listen(self) -> None:
+        self._timer = None
+        self._loop.add_reader(self._engine.fileno(), self._on_ready)
+
+    def _ask(self) -> None:
+        self.tell()
+        self._asking = self._loop.call_later(_ASK_EVERY_S, self._ask)
+
+    def _on_ready(self) -> None:
+        self._engine.acknowledge()
+        if self._metrics is not None and self._metrics.active:
+            self._metrics.drain()
+        self.tell()
+        # Counts pile up in the engine at no cost; the next look waits a little, so that each brings many.
+        self._loop.remove_reader(self._engine.fileno())
+        self._timer = self._loop.call_later(DRAIN_EVERY_S, self._listen)
+
+    def _warn(self, notice: Notice) -> None:
+        owner: object = ""
+        done = "watched"
+        for arming in self._armings:
+            if key := arming.owner(notice.subscription):
+                owner, done = key, arming.kind.done
+        match notice.kind:
+            case "overflow":
+                limit = "fs.inotify.max_queued_events"
+                logger.warning("The kernel's event queue overflowed, events were lost (%s is %s)", limit, sysctl(limit))
+            case "limit":
+                reason = os.strerror(notice.errno)
+                if notice.errno == errno.ENOSPC:
+                    reason = f"no inotify watches left ({WATCH_LIMIT} is {sysctl(WATCH_LIMIT)})"
+                elif notice.errno == errno.EACCES:
+                    lacking = privileges.missing([privileges.DAC_READ_SEARCH], privileges.held())
+                    reason += f" (the daemon lacks {lacking[0]})" if lacking else ""
+                logger.warning("'%s' cannot be %s %s: %s", notice.path, done, owner, reason)
+            case "depth":
+                logger.warning(
+                    "'%s' is deeper than %d directories and not %s %s", notice.path, notice.number, done, owner
+                )
+            case "beyond":
+                reason = "its path is longer than any that can be used, so it is reported under the one it had"
+                logger.warning("'%s' was moved %s: %s", notice.path, owner, reason)
+            case "mounts":
+                logger.warning(
+                    "/proc/PID/mountinfo has more than %d bytes, so mounts that come and go are not noticed %s",
+                    notice.number,
+                    owner,
+                )
+            case _:
+                logger.warning("Engine notice %s", notice)
+
+
+def _warn_of_guards(kind: str, number: int) -> None:
+    match kind:
+        case "dropped":
+            logger.warning("%d lines of guards were dropped: there were more than could be written", number)
+        case _:
+            logger.warning("Guard notice %s: %d", kind, number)

@@ -1,0 +1,99 @@
+"""Why a request is refused: the errors that services turn into a status, and the words for what the kernel said."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from argusd import privileges
+from argusd._inotify import DeniedError
+
+if TYPE_CHECKING:
+    from argusd.containers import Container
+
+__all__ = [
+    "WATCH_LIMIT",
+    "AccessDeniedError",
+    "CannotGuardError",
+    "LimitReachedError",
+    "NoContainerError",
+    "OutOfTimeError",
+    "RequestRefusedError",
+    "StoppingError",
+    "container_label",
+    "forbidden",
+    "refusal",
+    "sysctl",
+]
+
+WATCH_LIMIT: Final = "fs.inotify.max_user_watches"
+
+
+class RequestRefusedError(Exception):
+    """A request that cannot be carried out; ``str()`` is for the client. Nothing was changed."""
+
+
+class NoContainerError(RequestRefusedError):
+    """None of the containers is running."""
+
+
+class LimitReachedError(RequestRefusedError):
+    """The kernel has no more of something to give."""
+
+
+class AccessDeniedError(RequestRefusedError):
+    """The daemon has not the rights."""
+
+
+class CannotGuardError(RequestRefusedError):
+    """What is asked for cannot be guarded by this kernel or on its file system."""
+
+
+class OutOfTimeError(RequestRefusedError):
+    """What must be done before the answer took too long."""
+
+
+class StoppingError(RequestRefusedError):
+    """The daemon is about to end."""
+
+
+def refusal(error: OSError, container: Container) -> RequestRefusedError:
+    """Return what to tell the client of an error in a container that has nothing to do with what was asked for."""
+    where = container_label(container)
+    if error.errno == errno.ENOSPC:
+        return LimitReachedError(f"no inotify watches left for {where}: {WATCH_LIMIT} is {sysctl(WATCH_LIMIT)}")
+    if error.errno in {errno.ENOMEM, errno.EMFILE, errno.ENFILE}:
+        return LimitReachedError(
+            f"{os.strerror(error.errno)} while arming {where} ({WATCH_LIMIT} is {sysctl(WATCH_LIMIT)})"
+        )
+    if isinstance(error, DeniedError):
+        if error.step == "root":
+            return forbidden(f"cannot see the root of {where}", error, privileges.SYS_PTRACE)
+        return forbidden(f"cannot enter {where} with setns", error, privileges.SYS_ADMIN, privileges.SYS_CHROOT)
+    return RequestRefusedError(f"cannot look into {where}: {error}")
+
+
+def forbidden(what: str, error: OSError, *wanted: privileges.Right) -> AccessDeniedError:
+    """Say which of the capabilities ``wanted`` the daemon lacks for ``what``, or that none of them would help."""
+    lacking = privileges.missing(wanted, privileges.held())
+    if lacking:
+        return AccessDeniedError(f"{what}: the daemon lacks {' and '.join(map(str, lacking))}")
+    return AccessDeniedError(
+        f"{what}: {error.strerror}, although the daemon has {' and '.join(map(str, wanted))}; "
+        "a security module, a seccomp profile or a user namespace around the daemon forbids it"
+    )
+
+
+def container_label(container: Container) -> str:
+    """Return what to call a container in a message."""
+    return f"container {container.id}" if container.id else f"process {container.pid}"
+
+
+def sysctl(name: str) -> str:
+    """Return the current value of a sysctl, for a message."""
+    try:
+        return Path("/proc/sys", *name.split(".")).read_text().strip()
+    except OSError as error:
+        return f"unknown ({error.strerror})"
