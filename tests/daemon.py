@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 
 import grpc
 
-from argusd.proto import argus_pb2, argus_pb2_grpc
+from argusd.proto import argus_pb2, argus_pb2_grpc, janus_pb2, janus_pb2_grpc
 from tests import waiting
 
 ROOT: Final = Path(__file__).parent.parent
@@ -77,8 +77,13 @@ class Daemon:
 
     @property
     def stub(self) -> argus_pb2_grpc.ArgusdStub:
-        """The service of the daemon, on :attr:`channel`."""
+        """The service of watches, on :attr:`channel`."""
         return argus_pb2_grpc.ArgusdStub(self.channel)
+
+    @property
+    def guards(self) -> janus_pb2_grpc.JanusdStub:
+        """The service of guards, on :attr:`channel`."""
+        return janus_pb2_grpc.JanusdStub(self.channel)
 
     @property
     def pid(self) -> int:
@@ -134,6 +139,21 @@ class Daemon:
         )
         handle: argus_pb2.ArgusdHandle = self.stub.CreateWatch(request, timeout=WAIT_S)
         return handle
+
+    def create_guard(self, pid: int, *deny: str, **fields: Any) -> janus_pb2.JanusdHandle:
+        """Guard paths as the process ``pid`` sees them; ``fields`` are those of the config or else of the subject."""
+        config = {key: fields.pop(key) for key in ("name", "nodeName", "podName", "logFormat") if key in fields}
+        subject = janus_pb2.JanusGuardSubject(deny=deny, **{"event": ["open"], **fields})
+        request = janus_pb2.JanusdConfig(
+            **{"name": "g1", "nodeName": "node1", "podName": "pod1", **config}, pid=[pid], subject=[subject]
+        )
+        handle: janus_pb2.JanusdHandle = self.guards.CreateGuard(request, timeout=WAIT_S)
+        return handle
+
+    def guard_state(self) -> list[tuple[str, str, list[int]]]:
+        """What GetGuardState says, as (node, pod, pids)."""
+        handles = self.guards.GetGuardState(janus_pb2.Empty(), timeout=WAIT_S)
+        return [(handle.nodeName, handle.podName, list(handle.pid)) for handle in handles]
 
     def state(self) -> list[tuple[str, str, list[int]]]:
         """What GetWatchState says, as (node, pod, pids)."""

@@ -44,19 +44,6 @@ def test_bad_value_exits_1(flag: str) -> None:
     assert result.stderr.startswith("ERROR: ")
 
 
-@pytest.mark.parametrize("flags", [("-services=janus",), ("-services=argus,janus",)])
-def test_janus_is_refused_clearly(flags: tuple[str, ...]) -> None:
-    result = run_to_end(*flags)
-    assert result.returncode == 1
-    assert "janus.Janusd" in result.stderr
-
-
-def test_the_name_janusd_means_janus() -> None:
-    result = run_to_end(name="/usr/local/bin/janusd")
-    assert result.returncode == 1
-    assert "janus.Janusd" in result.stderr
-
-
 def test_port_in_use_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
