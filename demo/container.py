@@ -61,8 +61,9 @@ class Container(ABC):
 
     scheme: ClassVar[str]
 
-    def __init__(self, template: Path, *, cgroup: str = "") -> None:
+    def __init__(self, template: Path, *, cgroup: str = "", init: Sequence[str] = INIT) -> None:
         """Nothing runs yet. ``template`` is a root filesystem to copy; ``cgroup`` may hold ``{id}``."""
+        self._init: Final = init
         self.id: Final = secrets.token_hex(32)
         self.cgroup: Final = (cgroup or f"/argusd-{os.getpid()}/{{id}}").format(id=self.id)
         self.pid = 0
@@ -154,7 +155,7 @@ class RuncContainer(Container):
     scheme = "runc"
 
     def _start(self, folder: Path) -> int:
-        (folder / "config.json").write_text(json.dumps(oci_spec(self.cgroup)))
+        (folder / "config.json").write_text(json.dumps(oci_spec(self.cgroup, self._init)))
         pid_file = folder / "init.pid"
         self._runc("run", "--detach", "--bundle", str(folder), "--pid-file", str(pid_file), self.id)
         return int(pid_file.read_text())
@@ -196,14 +197,14 @@ class ProcessContainer(Container):
         unshare = ("unshare", "--mount", "--pid", "--fork", "--kill-child", f"--root={folder / 'rootfs'}", "--wd=/")
         with (folder / "unshare.log").open("wb") as log:
             self._unshare = subprocess.Popen(
-                [*enter, *unshare, *INIT], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
+                [*enter, *unshare, *self._init], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
             )
         children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children")
         poller = select.poll()
         for _ in range(1000):
             try:
                 pids = children.read_text().split()
-                if pids and Path(f"/proc/{pids[0]}/comm").read_text() == f"{Path(INIT[0]).name}\n":
+                if pids and Path(f"/proc/{pids[0]}/comm").read_text() == f"{Path(self._init[0]).name}\n":
                     return int(pids[0])
             except OSError:
                 pass  # not there yet, or between fork and exec
@@ -249,14 +250,14 @@ def kill_and_wait(pid: int) -> None:
         os.close(pidfd)
 
 
-def oci_spec(cgroup: str) -> dict[str, Any]:
+def oci_spec(cgroup: str, init: Sequence[str] = INIT) -> dict[str, Any]:
     """A small config.json (OCI runtime specification 1.0.2): what a shell and its file tools need."""
     capabilities = list(CAPABILITIES)
     return {
         "ociVersion": "1.0.2",
         "process": {
             "user": {"uid": 0, "gid": 0},
-            "args": list(INIT),
+            "args": list(init),
             "env": ["PATH=/bin", "HOME=/root"],
             "cwd": "/",
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),

@@ -6,6 +6,7 @@ import atexit
 import functools
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,6 @@ def rootfs_template() -> Path:
 class RuncContainer(container.RuncContainer):
     """A runc container on the shared template. ``with RuncContainer() as box: box.exec(["touch", "/data/x"])``."""
 
-    def __init__(self, *, cgroup: str = "") -> None:
+    def __init__(self, *, cgroup: str = "", init: Sequence[str] = container.INIT) -> None:
         """``cgroup`` is the cgroup path of the container, with ``{id}`` where its id shall stand."""
-        super().__init__(rootfs_template(), cgroup=cgroup)
+        super().__init__(rootfs_template(), cgroup=cgroup, init=init)

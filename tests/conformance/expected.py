@@ -191,3 +191,19 @@ AS_RECORDED: Final[dict[str, str]] = {
     "recursive_rename_out": "The recorded lines are right: nothing follows from below the directory that left.",
 }
 """``better`` recordings whose recorded lines already are what must happen."""
+
+
+def in_the_container(line: str) -> str:
+    """A recorded line of a guard, with the path as the container sees it.
+
+    The original reported what a process of the host opened under the host's path, which names nothing in the container.
+    """
+    return line.replace("<ROOT>/", "/")
+
+
+GUARD_OVERRIDES: Final[dict[str, Override]] = {
+    "janus_deny_open_dir": Override(
+        reason="What is listed is a directory, as it is in every other recording; the original once said file.",
+        operations={3: (f"I <DENY> OPEN_PERM directory '/data/d' {POD} ",)},
+    ),
+}

@@ -10,12 +10,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from tests.conformance.expected import A_PATH_IS_A_PLACE, AS_RECORDED, OVERRIDES, PLACE_REASON, Override
+from tests.conformance.expected import (
+    A_PATH_IS_A_PLACE,
+    AS_RECORDED,
+    GUARD_OVERRIDES,
+    OVERRIDES,
+    PLACE_REASON,
+    Override,
+    in_the_container,
+)
 
 FOLDER: Final = Path(__file__).parent / "recordings"
 GLOG_PREFIX: Final = re.compile(r"^([IWEF])\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ [^\s\]]+:\d+\] ")
 EVENT_LINE: Final = re.compile(r"I ([A-Z_]+) (?:file|directory) '")
-TAGS: Final = re.compile(r"^(I [A-Z_]+ (?:file|directory) '.*' \([^)]*\) )(.+)$")
+TAGS: Final = re.compile(r"^(I (?:<[A-Z]+> )?[A-Z_]+ (?:file|directory) '.*' \([^)]*\) )(.+)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,51 @@ class Recording:
     status: str
     created: tuple[str, ...]
     steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GuardStep:
+    """One operation on what is guarded, what must be told, and what must come of it."""
+
+    operation: str
+    lines: tuple[str, ...]
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class GuardRecording:
+    """One scenario of janusd."""
+
+    name: str
+    request: dict[str, Any]
+    setup: tuple[str, ...]
+    response: dict[str, Any]
+    created: tuple[str, ...]
+    steps: tuple[GuardStep, ...]
+
+
+def load_guards() -> list[GuardRecording]:
+    """Every recording of janusd, with its overrides applied."""
+    return [_load_guard(path) for path in sorted(FOLDER.glob("janus_*.json"))]
+
+
+def _load_guard(path: Path) -> GuardRecording:
+    recorded = json.loads(path.read_text())
+    override = GUARD_OVERRIDES.get(path.stem, Override(reason=""))
+    steps = []
+    for index, step in enumerate(recorded["operations"]):
+        lines = override.operations.get(index)
+        if lines is None:
+            lines = tuple(normalise(in_the_container(line)) for line in step["log"])
+        steps.append(GuardStep(step["op"], lines, override.results.get(index, step["result"])))
+    return GuardRecording(
+        name=path.stem,
+        request=recorded["request"],
+        setup=tuple(recorded["setup"]),
+        response=recorded["response"],
+        created=tuple(recorded["log_after_create"]),
+        steps=tuple(steps),
+    )
 
 
 def load_all() -> list[Recording]:

@@ -12,9 +12,10 @@ import pytest
 from google.protobuf import json_format
 
 from argusd.proto import argus_pb2
+from tests.conformance.lines import SENTINEL
 from tests.conformance.operations import perform
 from tests.conformance.scenarios import Recording, Step, load_all, matches, merged
-from tests.conformance.watching import RPC_TIMEOUT_S, SENTINEL, Metric, Watching
+from tests.conformance.watching import RPC_TIMEOUT_S, Metric, Watching
 from tests.containers import RuncContainer, needs_runc
 from tests.daemon import Daemon
 

@@ -1,27 +1,22 @@
-"""A running daemon as the tests see it: its lines, its metrics, and a sentinel that tells when an operation is over.
+"""A running daemon as the tests of watches see it: its lines, and its metrics.
 
-The daemon reads all its watches from one kernel queue, in order. So a file made in the sentinel's own container after
-an operation is reported after everything that the operation caused: once its line is out, all lines are out. Counts
-travel apart from lines, per key and in no promised order among keys, so they are waited for by value.
+Counts travel apart from lines, per key and in no promised order among keys, so they are waited for by value.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
 from typing import Final
 
 import grpc
 
 from argusd.proto import argus_pb2, argus_pb2_grpc
-from tests.conformance.scenarios import normalise, strip_prefix
+from tests.conformance.lines import SENTINEL, WAIT_S, Lines
 from tests.containers import RuncContainer
 from tests.daemon import Daemon
 
-SENTINEL: Final = "sentinel"
 RPC_TIMEOUT_S: Final = 5.0
-WAIT_S: Final = 5.0
 
 Metric = tuple[str, str, str]
 
@@ -72,11 +67,10 @@ class Metrics:
         self._thread.join(WAIT_S)
 
 
-class Watching:
+class Watching(Lines):
     """A daemon with its stub, one metrics stream, and the sentinel's watch."""
 
     def __init__(self, daemon: Daemon, sentinel: RuncContainer) -> None:
-        self.daemon = daemon
         self.stub = daemon.stub
         self.metrics = Metrics(self.stub)
         self._folder = sentinel.rootfs / "sentinel"
@@ -94,52 +88,19 @@ class Watching:
             ),
             timeout=RPC_TIMEOUT_S,
         )
-        self._line = len(daemon.lines)
+        super().__init__(daemon)
 
-    def _touch(self) -> int:
+    def _touch(self) -> str:
         self._touched += 1
         (self._folder / str(self._touched)).touch()
-        return self._touched
-
-    def take_lines(self, at_least: int = 0) -> tuple[str, ...]:
-        """Every line since the last call, apart from the sentinel's, when all that was caused so far is out.
-
-        One thing can be out later than the sentinel: what the daemon found by listing a new directory is reported when
-        it is sure that no event tells of it. So fewer lines than ``at_least`` are waited for.
-        """
-        start = self._line
-        self._wait_for_sentinel()
-        missing = at_least - len(self._lines_since(start))
-        try:
-            for _ in range(missing):
-                self._line += 1 + self._index_of(lambda line: not self._is_sentinel(line))
-            if missing > 0:
-                self._wait_for_sentinel()
-        except TimeoutError:
-            self._line = len(self.daemon.lines)  # too few: the comparison that follows shows which
-        return self._lines_since(start)
-
-    def _wait_for_sentinel(self) -> None:
-        wanted = f"I {SENTINEL} {self._touch()}|"
-        self._line += 1 + self._index_of(lambda line: strip_prefix(line) == wanted)
-
-    def _index_of(self, matches: Callable[[str], bool]) -> int:
-        """Wait for a line; returns its place behind the last one that was looked at."""
-        line = self.daemon.wait_for(matches, WAIT_S, after=self._line)
-        return self.daemon.lines[self._line :].index(line)
-
-    def _lines_since(self, start: int) -> tuple[str, ...]:
-        lines = self.daemon.lines[start : self._line]
-        return tuple(normalise(strip_prefix(line)) for line in lines if not self._is_sentinel(line))
-
-    def _is_sentinel(self, line: str) -> bool:
-        return strip_prefix(line).startswith(f"I {SENTINEL} ")
+        return f"{SENTINEL} {self._touched}|"
 
     def take_metrics(self, expected: Counter[Metric]) -> Counter[Metric]:
         """Every metrics message since the last call, apart from the sentinel's."""
         # Two files, the second made when the first has been counted: what was on its way with the first is out.
         for _ in range(2):
-            if not self.metrics.wait_for(SENTINEL, self._touch(), WAIT_S):
+            self._touch()
+            if not self.metrics.wait_for(SENTINEL, self._touched, WAIT_S):
                 raise TimeoutError("the sentinel's metrics message did not come")
         return self.metrics.take(expected)
 
