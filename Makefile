@@ -17,12 +17,17 @@ IMAGE_SOURCES := Dockerfile.scratch .dockerignore packaging/image.sh
 
 .PHONY: help
 help: ## print this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 17
 
 .PHONY: demo
 demo: native ## watch a real container from end to end: needs root
 	@packaging/debian-packages.sh demo
 	@$(PY) demo/run.py
+
+.PHONY: demo-janus
+demo-janus: native ## guard files of a real container: one is refused to it, another allowed: needs root
+	@packaging/debian-packages.sh demo
+	@$(PY) demo/run.py janus
 
 .PHONY: test
 test: native ## run all tests: real kernel, real gRPC, real container runtimes (root; without it those are skipped)

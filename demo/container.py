@@ -115,11 +115,15 @@ class Container(ABC):
         """SIGKILL the init process, which ends the container, and wait until it is gone."""
         kill_and_wait(self.pid)
 
-    def exec(self, argv: Sequence[str]) -> str:
-        """Run a command inside, to its end; returns its stdout. Raises ContainerError when it fails."""
-        done = subprocess.run(
+    def try_exec(self, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Run a command inside, to its end, whatever that is."""
+        return subprocess.run(
             [*self._enter_command(), *argv], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
+
+    def exec(self, argv: Sequence[str]) -> str:
+        """Run a command inside, to its end; returns its stdout. Raises ContainerError when it fails."""
+        done = self.try_exec(argv)
         if done.returncode != 0:
             raise ContainerError(f"{' '.join(argv)}: exit {done.returncode}: {done.stderr.strip()}")
         return done.stdout

@@ -27,8 +27,10 @@ class DaemonError(Exception):
 class Daemon:
     """``python -m argusd`` on a free port of 127.0.0.1; ``on_line`` is called for every line of its log."""
 
-    def __init__(self, on_line: Callable[[str], None]) -> None:
+    def __init__(self, on_line: Callable[[str], None], *flags: str) -> None:
+        """``flags`` come behind its own."""
         self._on_line = on_line
+        self._flags = flags
         self._lines: list[str] = []
         self._settled = threading.Event()
         """Set when the daemon listens, or has ended without."""
@@ -36,7 +38,7 @@ class Daemon:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "argusd", "-address=127.0.0.1:0", "-log=text", "-log_dir="],
+            [sys.executable, "-m", "argusd", "-address=127.0.0.1:0", "-log=text", "-log_dir=", *self._flags],
             cwd=PROJECT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

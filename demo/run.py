@@ -1,4 +1,4 @@
-"""`make demo`: run from anywhere, as root, with the project's Python."""
+"""`make demo` and `make demo-janus`: run from anywhere, as root, with the project's Python."""
 
 from __future__ import annotations
 
@@ -10,4 +10,5 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 if __name__ == "__main__":
-    sys.exit(importlib.import_module("demo.story").main())
+    STORY = "demo.guard_story" if sys.argv[1:] == ["janus"] else "demo.watch_story"
+    sys.exit(importlib.import_module(STORY).main())

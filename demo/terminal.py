@@ -30,9 +30,13 @@ class Terminal:
         """What a step did."""
         self._print(f"  {text}", PLAIN)
 
-    def command(self, text: str) -> None:
-        """A command that runs in the container."""
-        self._print(f"\n  container$ {text}", BLUE)
+    def command(self, text: str, where: str = "container") -> None:
+        """A command that runs in the container, or elsewhere."""
+        self._print(f"\n  {where}$ {text}", BLUE)
+
+    def output(self, text: str) -> None:
+        """What a command said."""
+        self._print("\n".join(f"    {line}" for line in text.splitlines()), PLAIN)
 
     def log(self, line: str) -> None:
         """A line of the daemon's log."""

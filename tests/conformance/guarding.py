@@ -10,7 +10,6 @@ import errno
 import os
 import re
 import shlex
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -97,13 +96,7 @@ class GuardedContainer(RuncContainer):
             return "ok"
         if operation in BY_INIT:
             return self._have_init(BY_INIT[operation])
-        done = subprocess.run(
-            [*self._enter_command(), "sh", "-c", f"exec {IN_THE_CONTAINER[operation]} 2>&1"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = self.try_exec(["sh", "-c", f"exec {IN_THE_CONTAINER[operation]} 2>&1"])
         return {"rc": done.returncode, "out": done.stdout.strip()}
 
     def _have_init(self, command: str) -> str:

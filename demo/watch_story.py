@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shutil
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Final
 
 import grpc
 
 from argusd.proto import argus_pb2, argus_pb2_grpc
-from demo.container import Container, ContainerError, ProcessContainer, RuncContainer, missing_for_runc
-from demo.daemon import Daemon, DaemonError
-from demo.rootfs import make_rootfs
+from demo.container import Container
+from demo.daemon import Daemon
+from demo.stage import EVENTS_TIMEOUT_S, NODE, POD, RPC_TIMEOUT_S, DemoError, run, start_container
 from demo.terminal import Terminal
 
 WATCHER: Final = "demo"
-NODE: Final = "node-1"
-POD: Final = "web-0"
-RPC_TIMEOUT_S: Final = 5.0
-"""The deadline that the controller sets."""
-EVENTS_TIMEOUT_S: Final = 5.0
 EVENTS: Final = ("create", "modify", "delete", "move", "attrib")
 WORK: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("echo 'listen 80' >/data/site.conf", ("CREATE file '/data/site.conf'", "MODIFY file '/data/site.conf'")),
@@ -47,10 +38,6 @@ WORK: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
 )
 """Commands for the container's shell, each with log lines that must follow, in that order."""
 EVENT_LINE: Final = re.compile(rf"\] (?P<text>(?P<event>[A-Z_]+) (?:file|directory) '.*' \({POD}:{NODE}\).*)$")
-
-
-class DemoError(Exception):
-    """What was shown is not what should have been."""
 
 
 class Seen:
@@ -93,24 +80,14 @@ class Seen:
 
 
 def main() -> int:
-    """Tell the story; 0 when everything that was promised was seen."""
-    terminal = Terminal()
-    try:
-        with contextlib.ExitStack() as stack:
-            _tell(terminal, stack)
-    except (DemoError, DaemonError, ContainerError, OSError) as problem:
-        terminal.bad(str(problem))
-        return 1
-    except grpc.RpcError as problem:
-        terminal.bad(f"the daemon answered {problem.code().name}: {problem.details()}")
-        return 1
-    return 0
+    """Tell the story; returns the exit code."""
+    return run(_tell)
 
 
 def _tell(terminal: Terminal, stack: contextlib.ExitStack) -> None:
     seen = Seen(terminal)
     terminal.heading("Start a container")
-    container = _start_container(terminal, stack)
+    container = start_container(terminal, stack)
 
     terminal.heading("Start argusd")
     daemon = stack.enter_context(Daemon(seen.line))
@@ -146,23 +123,6 @@ def _tell(terminal: Terminal, stack: contextlib.ExitStack) -> None:
     terminal.good("watch destroyed, daemon ended with exit code 0")
     container.close()
     terminal.good("container removed")
-
-
-def _start_container(terminal: Terminal, stack: contextlib.ExitStack) -> Container:
-    if os.geteuid() != 0:
-        raise DemoError("run this as root: containers, and looking into them, take it")
-    folder = Path(tempfile.mkdtemp(prefix="argusd-demo-"))
-    stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    make_rootfs(folder / "rootfs")
-    container: Container
-    if missing := missing_for_runc():
-        terminal.detail(f"no runc container here ({missing}): a process in its own namespaces, root and cgroup instead")
-        container = stack.enter_context(ProcessContainer(folder / "rootfs"))
-    else:
-        container = stack.enter_context(RuncContainer(folder / "rootfs"))
-    terminal.detail(f"{container.uri}")
-    terminal.detail(f"init is pid {container.pid}, cgroup {container.cgroup}")
-    return container
 
 
 def _watch(container: Container) -> argus_pb2.ArgusdConfig:
