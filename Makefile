@@ -11,8 +11,9 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 
-NATIVE_SOURCES := setup.py $(wildcard argusd/*.pyx argusd/*.pxd argusd/engine/*.pyx argusd/engine/*.pxd argusd/guarding/*.pyx argusd/guarding/*.pxd argusd/includes/*.pxd proto/*.proto)
-PROGRAM_SOURCES := $(wildcard argusd/*.py argusd/engine/*.py argusd/guarding/*.py packaging/*.py) packaging/argusd.spec packaging/binary.sh
+NATIVE_FOLDERS := argusd argusd/engine argusd/guarding
+NATIVE_SOURCES := setup.py $(wildcard $(NATIVE_FOLDERS:=/*.pyx) $(NATIVE_FOLDERS:=/*.pxd) argusd/includes/*.pxd proto/*.proto)
+PROGRAM_SOURCES := $(wildcard $(NATIVE_FOLDERS:=/*.py) packaging/*.py) packaging/argusd.spec packaging/binary.sh
 IMAGE_SOURCES := Dockerfile.scratch .dockerignore packaging/image.sh
 
 .PHONY: help
@@ -41,7 +42,7 @@ soak: native ## random operations by 4 processes, every report judged: make soak
 	@$(PY) -m tests.soak.soak --duration-s $(DURATION_S)
 
 .PHONY: build
-build: dist/argusd ## make dist/argusd, one file that runs on any Linux of this architecture
+build: dist/argusd ## make dist/argusd, one file that runs on any Linux of this architecture, and its link dist/janusd
 
 .PHONY: lint
 lint: $(STAMPS)/venv ## ruff and cython-lint
@@ -70,7 +71,7 @@ native: $(STAMPS)/native ## build the extensions and the protobuf code in place
 .PHONY: clean
 clean: ## remove what was built, .venv included
 	@if [ -x packaging/image.sh ]; then packaging/image.sh clean; fi
-	rm -rf build dist $(VENV) argusd/*.c argusd/*.so argusd/engine/*.c argusd/engine/*.so argusd/guarding/*.c argusd/guarding/*.so argusd/proto/*_pb2* *.egg-info
+	rm -rf build dist $(VENV) $(NATIVE_FOLDERS:=/*.c) $(NATIVE_FOLDERS:=/*.so) argusd/proto/*_pb2* *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find argusd tests benchmarks demo packaging -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 

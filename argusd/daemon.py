@@ -98,7 +98,10 @@ class _Served:
         self.services.append(WatchService(Registry(arming), self.metrics).service())
 
     def _guard(self, engine: Engine, output: Output, log_dir: str) -> None:
-        self.guards = Guards(output)
+        try:
+            self.guards = Guards(output)
+        except OSError as error:
+            raise StartError(f"No guards: {error.strerror}") from error
         arming = Arming(engine, GuardKind(engine, self.guards))
         registry = Registry(arming)
         self.marker = Marker(log_dir, lambda: [f"({handle.pod}:{handle.node})" for handle in registry.state()])
@@ -167,7 +170,8 @@ class _Daemon:
         if lacking := privileges.warning(enter, privileges.held(), services=settings.services):
             logger.warning("%s", lacking)
         why = " (openat2 is missing)" if settings.enter == "auto" and enter == "setns" else ""
-        logger.info("argusd %s; %s%s", __version__, _WAYS[enter], why)
+        name = "janusd" if settings.services == ("janus",) else "argusd"
+        logger.info("%s %s; %s%s", name, __version__, _WAYS[enter], why)
         logger.info("Server listening on %s", address)
 
     def _catch_signals(self) -> asyncio.Event:

@@ -116,6 +116,17 @@ class Pump:
 def _warn_of_guards(kind: str, number: int) -> None:
     match kind:
         case "dropped":
-            logger.warning("%d lines of guards were dropped: there were more than could be written", number)
+            logger.warning("%d answers of guards are not in the log: they came faster than it could be written", number)
+        case "failed":
+            logger.warning(
+                "%d times the kernel could not open a guarded file for the daemon to be asked about it, and denied it",
+                number,
+            )
+        case "broken":
+            logger.error(
+                "The kernel's permission events are not understood: %d of the groups is closed, and what it guarded is "
+                "open to everybody; guard again with another version of the daemon",
+                number,
+            )
         case _:
             logger.warning("Guard notice %s: %d", kind, number)

@@ -1,5 +1,6 @@
 #!/bin/sh
-# binary.sh: makes dist/argusd, one file that needs nothing of the host but /proc, /dev and an executable /tmp.
+# binary.sh: makes dist/argusd, one file that needs nothing of the host but /proc, /dev and an executable /tmp. Under the
+# name of the link dist/janusd it serves guards.
 set -eu
 cd "$(dirname "$0")/.."
 PATH=$PWD/.venv/bin:$PATH
@@ -17,4 +18,5 @@ pyinstaller --log-level WARN --noconfirm --distpath build/onefile --workpath bui
 staticx --no-compress build/onefile/argusd dist/argusd.new
 chmod 755 dist/argusd.new
 mv dist/argusd.new dist/argusd
+ln -sf argusd dist/janusd
 du -h --apparent-size dist/argusd
