@@ -32,6 +32,7 @@ _BYTES: Final = 4096
 _NAMES_BYTES: Final = 3000
 _NAME_CHARACTERS: Final = 200
 SIGN_OF_LIFE_S: Final = 10.0
+PATIENCE_S: Final = 1.0
 _FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -172,9 +173,11 @@ class Marker:
         if self._file is None:
             return
         try:
-            await self._loop.run_in_executor(None, work, self._file, *arguments)
-        except OSError as error:
-            logger.warning("No marker %s, so a sudden end would go unnoticed: %s", self._file.path, error.strerror)
+            async with asyncio.timeout(PATIENCE_S):
+                await self._loop.run_in_executor(None, work, self._file, *arguments)
+        except OSError as error:  # also TimeoutError
+            reason = error.strerror or f"the folder does not answer within {PATIENCE_S:.0f} s"
+            logger.warning("No marker %s, so a sudden end would go unnoticed: %s", self._file.path, reason)
             self._file = None
             self._stands = False
 

@@ -105,6 +105,25 @@ def test_knows_the_name_it_was_called_by(root: Path, name: str) -> None:
     assert names(root / "tmp") == set()
 
 
+def test_serves_guards_under_its_other_name(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    (root / "janusd").symlink_to("argusd")
+    file = tmp_path_factory.mktemp("guarded") / "f"
+    file.write_text("hello")
+    with Daemon(command=in_root(root, "/janusd")) as daemon:
+        daemon.create_guard(os.getpid(), str(file))
+        with pytest.raises(PermissionError):
+            file.read_text()
+        daemon.wait_for_text(f"<DENY> OPEN_PERM file '{file}' (pod1:node1)")
+        assert daemon.stop(STOP_TIMEOUT_S) == 0
+    assert file.read_text() == "hello"
+    assert names(root / "tmp") == set()
+
+
+def test_the_link_beside_it_has_the_other_name(binary: Path) -> None:
+    done = run_to_end("-help", command=[str(binary.with_name("janusd"))])
+    assert done.stdout.startswith("janusd: allows or denies ")
+
+
 def test_exit_code_and_message_of_a_mistake_come_through(root: Path) -> None:
     done = run_to_end("-nonsense", command=in_root(root))
     assert done.returncode == 1

@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from argusd.proto import argus_pb2
+from argusd.proto import argus_pb2, janus_pb2
 from tests.e2e.client import SERVING, create_watch, first_message, health
 from tests.e2e.place import Place, PlacedDaemon, inotify_watches, until
 from tests.e2e.runtimes import Docker
@@ -96,9 +96,11 @@ def name(docker: Docker) -> Iterator[str]:
     docker.call("rm", "--force", name)
 
 
-def agent(docker: Docker, name: str, image: str, rights: tuple[str, ...], enter: str) -> PlacedDaemon:
+def agent(
+    docker: Docker, name: str, image: str, rights: tuple[str, ...], enter: str, program: str = "/argusd"
+) -> PlacedDaemon:
     # In the foreground: docker's client passes signals, the log and the exit code on. The network is the test's way in.
-    run = docker.command("run", f"--name={name}", "--network=host", *NODE_AGENT, *rights, image, "/argusd")
+    run = docker.command("run", f"--name={name}", "--network=host", *NODE_AGENT, *rights, image, program)
     return PlacedDaemon(docker.place, "-log_dir=/tmp", f"-enter={enter}", command=run)
 
 
@@ -166,3 +168,20 @@ def test_watches_another_container(
         assert daemon.stop() == 0
     docker.call("cp", f"{name}:/tmp", str(tmp_path / "left"))
     assert {path.name for path in (tmp_path / "left").iterdir()} == {"argusd.INFO"}
+
+
+def test_guards_another_container_with_the_rights_of_the_manifests(docker: Docker, image: str, name: str) -> None:
+    with agent(docker, name, image, RIGHTS["manifest"].flags, "openat2", "/janusd") as daemon:
+        assert not [line for line in daemon.lines if '"WARNING"' in line]
+        assert is_confined(docker, name)
+        box = docker.run()
+        docker.exec(box, "sh", "-c", "echo x >/root/secret && echo x >/root/public")
+        subject = janus_pb2.JanusGuardSubject(deny=["/root/secret"], allow=["/root/public"], event=["open"])
+        config = janus_pb2.JanusdConfig(name="g", nodeName="n", podName="p", cid=[docker.uri(box)], subject=[subject])
+        assert list(daemon.guards.CreateGuard(config, timeout=5).pid) == [docker.pid(box)]
+        docker.exec(box, "sh", "-c", "cat /root/public && ! cat /root/secret")
+        daemon.wait_for_text("<ALLOW> OPEN_PERM file '/root/public' (p:n)")
+        daemon.wait_for_text("<DENY> OPEN_PERM file '/root/secret' (p:n)")
+        docker.remove(box)
+        until(lambda: daemon.guard_state() == [], STOP_TIMEOUT_S, "a state without the pod")
+        assert daemon.stop() == 0

@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from argusd import marker, processes
 from argusd.marker import Marker, MarkerFile
-from tests.waiting import until_in_loop
+from tests.waiting import LOOP_TIMEOUT_S, until_in_loop
 
 PODS = ["(p1:n)", "(p2:n)"]
 
@@ -196,6 +197,22 @@ async def test_a_folder_that_is_missing_is_one_warning(tmp_path: Path, caplog: p
     await kept.update()
     await kept.close()
     assert len(caplog.records) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_folder_that_does_not_answer_is_given_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(marker, "PATIENCE_S", 0.01)
+    answers = threading.Event()
+    monkeypatch.setattr(MarkerFile, "write", lambda *_: answers.wait(LOOP_TIMEOUT_S))
+    kept = Marker(str(tmp_path), lambda: PODS)
+    await kept.update()
+    answers.set()
+    await kept.update()
+    await kept.close()
+    assert len(caplog.records) == 1
+    assert "does not answer" in caplog.text
 
 
 @pytest.mark.asyncio
