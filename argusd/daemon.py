@@ -135,14 +135,14 @@ class _Daemon:
     async def _serve(
         self, engine: Engine, served: _Served, credentials: grpc.ServerCredentials | None, stop: asyncio.Event
     ) -> None:
+        if served.marker is not None:
+            await served.marker.look_back()  # before a call can write a new one
         server = Server(served.services, with_reflection=self._settings.reflection)
         try:
             address = await server.start(self._settings.address, credentials)
         except AddressError as error:
             raise StartError(str(error)) from error
         pump = Pump(engine, served.metrics, served.armings, served.guards)
-        if served.marker is not None:
-            await served.marker.look_back()
         self._say_hello(address, engine.enter, secure=credentials is not None)
         await stop.wait()
         await self._stop(engine, served, server, pump)
