@@ -31,7 +31,11 @@ __all__ = ["Arming", "ArmingEngine", "Outcome", "Subscription"]
 
 logger = logging.getLogger("argusd.arming")
 
-_WALKERS: Final = 4
+_WALKERS: Final = 4  # more would not be quicker
+# A walk that takes longer than this lets the next one begin: what it waits for may be a file system that never answers.
+_TURN_S: Final = 2.0
+_MOST_WALKS: Final = 64
+_MOST_STUCK: Final = 4  # in one container: a client repeats what fails, and each time would leave a thread behind
 _FREE_AGAIN_S: Final = 0.05
 _LEAST_WALK_S: Final = 0.1  # a request that spent its time looking for containers still gets this much
 
@@ -80,7 +84,9 @@ class Arming(Generic[SubjectT]):
         self.kind: Final = kind
         self._engine = engine
         self._loop = asyncio.get_running_loop()
-        self._walkers = ThreadPoolExecutor(_WALKERS, thread_name_prefix="walker")
+        self._walkers = ThreadPoolExecutor(_MOST_WALKS, thread_name_prefix="walker")
+        self._turns = asyncio.Semaphore(_WALKERS)
+        self._overdue: dict[int, Container] = {}
         # Freeing a large tree takes the kernel a while. One thread, so that switches happen in the order of the calls.
         self._switcher = ThreadPoolExecutor(1, thread_name_prefix="switch")
         self._live: dict[int, PodKey] = {}
@@ -139,6 +145,7 @@ class Arming(Generic[SubjectT]):
         tasks: list[asyncio.Task[None]] = []
         try:
             for container, subject in items:
+                self._refuse_stuck(container)
                 number = self._subscribe(key, counter, container, subject, template)
                 walks.append(_Walk(key, container, Subscription(number, subject, template)))
                 self._live[number] = key
@@ -166,6 +173,12 @@ class Arming(Generic[SubjectT]):
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def _refuse_stuck(self, container: Container) -> None:
+        """Raise OutOfTimeError when walks in the container hang that nobody waits for any more."""
+        stuck = [one for number, one in self._overdue.items() if number not in self._live and one == container]
+        if len(stuck) >= _MOST_STUCK:
+            raise OutOfTimeError(f"a file system in {container_label(container)} does not answer")
+
     async def _wait(self, tasks: Sequence[asyncio.Task[None]], answer_by: float, key: PodKey) -> None:
         if not tasks:
             return
@@ -180,7 +193,9 @@ class Arming(Generic[SubjectT]):
     async def _walk(self, walk: _Walk[SubjectT]) -> None:
         number = walk.subscription.number
         try:
-            armed = await self._loop.run_in_executor(self._walkers, self._engine.arm, number)
+            armed = await self._armed(walk)
+            if armed is None:
+                return
             self._check(walk, armed)
         except ProcessLookupError:
             walk.gone = True  # its pidfd tells the registry
@@ -194,6 +209,21 @@ class Arming(Generic[SubjectT]):
         else:
             if number in self._live:
                 self._report(walk, armed)
+
+    async def _armed(self, walk: _Walk[SubjectT]) -> Armed | None:
+        """Arm in a thread, in turn; None when that was taken back before its turn came."""
+        number = walk.subscription.number
+        async with self._turns:
+            if number not in self._live:
+                return None
+            future = self._loop.run_in_executor(self._walkers, self._engine.arm, number)
+            await asyncio.wait([future], timeout=_TURN_S)
+        if not future.done():
+            self._overdue[number] = walk.container
+        try:
+            return await future
+        finally:
+            self._overdue.pop(number, None)
 
     def _check(self, walk: _Walk[SubjectT], armed: Armed) -> None:
         """Refuse what could not be armed for the lack of a capability, and what its kind cannot do without.

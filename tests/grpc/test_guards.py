@@ -14,6 +14,7 @@ import pytest
 from argusd.proto import janus_pb2
 from tests.daemon import WAIT_S, Daemon, until
 from tests.grpc.conftest import Workload
+from tests.kernel.silent_fuse import SilentFileSystem
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: fanotify_init takes CAP_SYS_ADMIN")
 
@@ -307,6 +308,31 @@ def test_what_cannot_be_guarded_refuses_the_whole_request(janusd: Daemon, pod: P
     assert str(failure.value.details()).startswith(f"cannot guard '/proc/version' in process {pid}: ")
     assert use(folder / "f") == "hello"
     assert janusd.guard_state() == []
+
+
+def test_a_file_system_that_does_not_answer_is_an_error_within_the_call(janusd: Daemon, pod: Pod, folder: Path) -> None:
+    place = folder / "sub"
+    try:
+        silent = SilentFileSystem(place)
+    except OSError as error:
+        pytest.skip(f"no FUSE on this machine: {error}")
+    with silent:
+        pid = pod()
+        request = janus_pb2.JanusdConfig(
+            name="g1",
+            nodeName="node1",
+            podName="pod1",
+            pid=[pid],
+            subject=[janus_pb2.JanusGuardSubject(deny=[str(folder / "f"), str(place / "f")], event=["open"])],
+        )
+        with pytest.raises(grpc.RpcError) as failure:
+            janusd.guards.CreateGuard(request, timeout=1.5)
+        assert failure.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert failure.value.details() == "not everything could be guarded in time, so nothing is (pod1:node1)"
+        assert use(folder / "f") == "hello"
+        assert janusd.guard_state() == []
+        janusd.create_guard(pid, str(folder / "f"))
+        assert use(folder / "f") == "open: EPERM"
 
 
 def test_a_message_that_is_none_is_refused(janusd: Daemon) -> None:

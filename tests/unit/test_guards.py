@@ -13,7 +13,7 @@ from typing import cast
 
 import pytest
 
-from argusd import privileges
+from argusd import arming, privileges
 from argusd._fanotify import GuardError, Guards
 from argusd.arming import Arming
 from argusd.containers import open_pid
@@ -57,7 +57,8 @@ class Setup:
     def __init__(self) -> None:
         self.engine = FakeEngine()
         kind = GuardKind(self.engine, cast("Guards", object()))  # the fake does not look at it
-        self.registry = Registry(Arming(self.engine, kind))
+        self.arming = Arming(self.engine, kind)
+        self.registry = Registry(self.arming)
 
     async def create(self, wanted: Request[GuardSubject], *pids: int, within_s: float = LATER_S) -> Handle:
         answer_by = asyncio.get_running_loop().time() + within_s
@@ -116,6 +117,28 @@ async def test_what_is_not_guarded_in_time_is_an_error(pods: Pods) -> None:
         assert isinstance(setup.error, OutOfTimeError)
     finally:
         go_on.set()
+
+
+@pytest.mark.asyncio
+async def test_containers_that_hang_keep_nobody_else_waiting(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arming, "_TURN_S", 0.01)
+    setup, hanging, healthy, go_on = Setup(), pods.start(), pods.start(), threading.Event()
+
+    def walk(number: int) -> None:
+        if setup.engine.subjects[number][0] == hanging and not go_on.wait(WAIT_S):
+            raise TimeoutError
+
+    setup.engine.walk = walk
+    try:
+        for _ in range(arming._WALKERS):
+            assert "in time" in await setup.refused(request(), hanging, within_s=0)
+        assert await setup.create(request(), healthy) == Handle("n", "p", (healthy,))
+        text = await setup.refused(request(), hanging)  # at once, although it has all the time
+        assert text == f"a file system in process {hanging} does not answer"
+    finally:
+        go_on.set()
+    await until_in_loop(lambda: not setup.arming._overdue)
+    assert await setup.create(request(), hanging) == Handle("n", "p", (hanging,))
 
 
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG])
