@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
@@ -22,7 +23,7 @@ from argusd.arming import Arming
 from argusd.flags import Settings
 from argusd.guards import GuardService
 from argusd.kinds import GuardKind, WatchKind
-from argusd.marker import Marker
+from argusd.marker import Marker, listing
 from argusd.metrics import Metrics
 from argusd.processes import pidfds_work
 from argusd.pump import DRAIN_EVERY_S, Pump
@@ -84,6 +85,7 @@ class _Served:
         self.metrics: Metrics | None = None
         self.guards: Guards | None = None
         self.marker: Marker | None = None
+        self.guarded: Callable[[], list[str]] = list
         if "argus" in settings.services:
             self._watch(engine)
         else:
@@ -104,7 +106,8 @@ class _Served:
             raise StartError(f"No guards: {error.strerror}") from error
         arming = Arming(engine, GuardKind(engine, self.guards))
         registry = Registry(arming)
-        self.marker = Marker(log_dir, lambda: [f"({handle.pod}:{handle.node})" for handle in registry.state()])
+        self.guarded = lambda: [f"({handle.pod}:{handle.node})" for handle in registry.state()]
+        self.marker = Marker(log_dir, self.guarded)
         self.armings.append(arming)
         self.services.append(GuardService(registry, self.marker).service())
 
@@ -199,6 +202,8 @@ class _Daemon:
         await asyncio.sleep(0)
         for arming in served.armings:
             arming.close()
+        if guarded := served.guarded():
+            logger.info("No longer guarded: %s", listing(guarded))
         await loop.run_in_executor(None, served.close)
         if served.marker is not None:
             await served.marker.close()

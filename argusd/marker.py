@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from argusd import processes
 
-__all__ = ["Left", "Marker", "MarkerFile"]
+__all__ = ["Left", "Marker", "MarkerFile", "listing"]
 
 logger = logging.getLogger("argusd.marker")
 
@@ -31,6 +31,7 @@ FILE_NAME: Final = "janusd.guarding"
 _BYTES: Final = 4096
 _NAMES_BYTES: Final = 3000
 _NAME_CHARACTERS: Final = 200
+_MOST_LISTED: Final = 20
 SIGN_OF_LIFE_S: Final = 10.0
 PATIENCE_S: Final = 1.0
 _FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -50,11 +51,17 @@ class Left:
     def __str__(self) -> str:
         """Return the line for the log."""
         moment = datetime.fromtimestamp(self.seen_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        names = ", ".join(self.guarded) + (f" and {self.more} more" if self.more else "")
+        names = listing(self.guarded, self.more)
         return (
             f"The daemon with pid {self.pid} did not end in order: since {moment}, or up to {SIGN_OF_LIFE_S:.0f} s "
             f"later, what it guarded is open to everybody, until it is guarded again: {names}"
         )
+
+
+def listing(names: Sequence[str], more: int = 0) -> str:
+    """Return names for a line of the log: some of them, and how many others there are."""
+    more += len(names[_MOST_LISTED:])
+    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more else "")
 
 
 class MarkerFile:

@@ -163,6 +163,7 @@ def test_an_orderly_end_opens_everything_and_leaves_nothing_behind(pod: Pod, fil
         daemon.create_guard(pod(), str(file))
         assert (tmp_path / "janusd.guarding").exists()
         assert daemon.stop() == 0
+        daemon.wait_for_text("No longer guarded: (pod1:node1)")
     assert use(file) == "hello"
     assert not (tmp_path / "janusd.guarding").exists()
     with Daemon(*flags) as daemon:

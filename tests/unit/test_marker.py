@@ -242,6 +242,13 @@ async def test_signs_of_life_are_given_and_what_ended_by_itself_is_noticed(
     await kept.close()
 
 
+def test_a_line_names_no_more_than_a_few() -> None:
+    assert marker.listing([]) == ""
+    assert marker.listing(PODS) == "(p1:n), (p2:n)"
+    assert marker.listing(PODS, 3) == "(p1:n), (p2:n) and 3 more"
+    assert marker.listing(["p"] * 500, 1) == f"{', '.join(['p'] * 20)} and 481 more"
+
+
 def test_any_number_of_names_fits_into_one_page(tmp_path: Path) -> None:
     names = [f"({'é' * 1024}:{number})" for number in range(1000)]
     file = MarkerFile(str(tmp_path))
