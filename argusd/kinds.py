@@ -14,6 +14,7 @@ from argusd import privileges
 from argusd._fanotify import GuardError
 from argusd._records import Encoder
 from argusd.refusals import (
+    MARK_LIMIT,
     CannotGuardError,
     LimitReachedError,
     RequestRefusedError,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["GuardEngine", "GuardKind", "Kind", "PodKey", "WatchEngine", "WatchKind"]
 
 _GROUP_LIMIT: Final = "fs.fanotify.max_user_groups"
-_MARK_LIMIT: Final = "fs.fanotify.max_user_marks"
 # Nothing is at such a path that anybody could open; once there is, the engine finds it.
 _NOTHING_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
@@ -233,10 +233,7 @@ class GuardKind:
             case "mark":
                 return _mark_refusal(error, where)
             case "check":
-                return CannotGuardError(
-                    f"cannot guard '{error.filename}' in {where}: the mark stands, but the kernel did not ask about an "
-                    f"open of it ({error.strerror}); guard it on the file system on which it lies, or not at all"
-                )
+                return _check_refusal(error, where)
 
     def unusable(self, path: str, code: int, container: Container) -> RequestRefusedError | None:
         """Refuse what somebody may open although the daemon cannot guard it."""
@@ -273,10 +270,21 @@ def _audit_refusal(error: GuardError, where: str) -> RequestRefusedError:
     )
 
 
+def _check_refusal(error: GuardError, where: str) -> RequestRefusedError:
+    what = f"cannot guard '{error.filename}' in {where}: an open of it, made to try the guard,"
+    if error.errno == errno.ETIMEDOUT:
+        return CannotGuardError(
+            f"{what} does not come back; its file system does not answer, or another program that is asked first"
+        )
+    return CannotGuardError(
+        f"{what} was not asked about ({error.strerror}); guard it on the file system on which it lies, or not at all"
+    )
+
+
 def _mark_refusal(error: GuardError, where: str) -> RequestRefusedError:
     what = f"cannot guard '{error.filename}' in {where}"
     if error.errno == errno.ENOSPC:
-        limit = f"{_MARK_LIMIT} is {sysctl(_MARK_LIMIT)}"
+        limit = f"{MARK_LIMIT} is {sysctl(MARK_LIMIT)}"
         return LimitReachedError(f"{what}: no fanotify marks left ({limit})")
     if error.errno in {errno.ENOMEM, errno.EMFILE, errno.ENFILE}:
         return LimitReachedError(f"{what}: fanotify_mark(2): {error.strerror}")

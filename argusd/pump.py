@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from argusd import privileges
-from argusd.refusals import WATCH_LIMIT, sysctl
+from argusd.refusals import MARK_LIMIT, WATCH_LIMIT, sysctl
 
 if TYPE_CHECKING:
     from argusd._fanotify import Guards
@@ -89,13 +89,14 @@ class Pump:
                 limit = "fs.inotify.max_queued_events"
                 logger.warning("The kernel's event queue overflowed, events were lost (%s is %s)", limit, sysctl(limit))
             case "limit":
-                reason = os.strerror(notice.errno)
-                if notice.errno == errno.ENOSPC:
-                    reason = f"no inotify watches left ({WATCH_LIMIT} is {sysctl(WATCH_LIMIT)})"
-                elif notice.errno == errno.EACCES:
-                    lacking = privileges.missing([privileges.DAC_READ_SEARCH], privileges.held())
-                    reason += f" (the daemon lacks {lacking[0]})" if lacking else ""
-                logger.warning("'%s' cannot be %s %s: %s", notice.path, done, owner, reason)
+                logger.warning("'%s' cannot be %s %s: %s", notice.path, done, owner, _limit(notice.errno))
+            case "unguarded":
+                logger.error(
+                    "'%s' has come to stand for what cannot be guarded, and is open %s: %s",
+                    notice.path,
+                    owner,
+                    _guard_limit(notice.errno),
+                )
             case "depth":
                 logger.warning(
                     "'%s' is deeper than %d directories and not %s %s", notice.path, notice.number, done, owner
@@ -111,6 +112,22 @@ class Pump:
                 )
             case _:
                 logger.warning("Engine notice %s", notice)
+
+
+def _limit(code: int) -> str:
+    """Why a path cannot be watched."""
+    if code == errno.ENOSPC:
+        return f"no inotify watches left ({WATCH_LIMIT} is {sysctl(WATCH_LIMIT)})"
+    if code == errno.EACCES and (lacking := privileges.missing([privileges.DAC_READ_SEARCH], privileges.held())):
+        return f"{os.strerror(code)} (the daemon lacks {lacking[0]})"
+    return os.strerror(code)
+
+
+def _guard_limit(code: int) -> str:
+    """Why a path cannot be guarded."""
+    if code == errno.ENOSPC:
+        return f"no fanotify marks left ({MARK_LIMIT} is {sysctl(MARK_LIMIT)})"
+    return os.strerror(code)
 
 
 def _warn_of_guards(kind: str, number: int) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from argusd.containers import Container
 
 __all__ = [
+    "MARK_LIMIT",
     "WATCH_LIMIT",
     "AccessDeniedError",
     "CannotGuardError",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 WATCH_LIMIT: Final = "fs.inotify.max_user_watches"
+MARK_LIMIT: Final = "fs.fanotify.max_user_marks"
 
 
 class RequestRefusedError(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from argusd.proto import janus_pb2
 from tests.daemon import WAIT_S, Daemon, until
 from tests.grpc.conftest import Workload
 from tests.kernel.silent_fuse import SilentFileSystem
+from tests.kernel.test_guards import Unanswered
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: fanotify_init takes CAP_SYS_ADMIN")
 
@@ -82,6 +84,13 @@ def answers(daemon: Daemon, folder: Path, count: int) -> list[str]:
 def destroy(daemon: Daemon, node: str, pod: str, *pids: int, name: str = "") -> None:
     request = janus_pb2.JanusdConfig(nodeName=node, podName=pod, name=name, pid=pids)
     assert daemon.guards.DestroyGuard(request, timeout=WAIT_S) == janus_pb2.Empty()
+
+
+def refusal(daemon: Daemon, pid: int, *deny: str) -> tuple[grpc.StatusCode, str]:
+    """How a CreateGuard fails."""
+    with pytest.raises(grpc.RpcError) as failure:
+        daemon.create_guard(pid, *deny)
+    return failure.value.code(), str(failure.value.details())
 
 
 def test_a_denied_file_cannot_be_opened_and_that_is_told(janusd: Daemon, pod: Pod, folder: Path) -> None:
@@ -302,15 +311,14 @@ def test_what_is_refused(
 def test_what_cannot_be_guarded_refuses_the_whole_request(janusd: Daemon, pod: Pod, folder: Path) -> None:
     """The kernel asks nobody about files of proc."""
     pid = pod()
-    with pytest.raises(grpc.RpcError) as failure:
-        janusd.create_guard(pid, str(folder / "f"), "/proc/version")
-    assert failure.value.code() == grpc.StatusCode.FAILED_PRECONDITION
-    assert str(failure.value.details()).startswith(f"cannot guard '/proc/version' in process {pid}: ")
+    code, details = refusal(janusd, pid, str(folder / "f"), "/proc/version")
+    assert code == grpc.StatusCode.FAILED_PRECONDITION
+    assert details.startswith(f"cannot guard '/proc/version' in process {pid}: ")
     assert use(folder / "f") == "hello"
     assert janusd.guard_state() == []
 
 
-def test_a_file_system_that_does_not_answer_is_an_error_within_the_call(janusd: Daemon, pod: Pod, folder: Path) -> None:
+def test_a_file_system_of_a_user_refuses_the_whole_request(janusd: Daemon, pod: Pod, folder: Path) -> None:
     place = folder / "sub"
     try:
         silent = SilentFileSystem(place)
@@ -318,21 +326,50 @@ def test_a_file_system_that_does_not_answer_is_an_error_within_the_call(janusd: 
         pytest.skip(f"no FUSE on this machine: {error}")
     with silent:
         pid = pod()
-        request = janus_pb2.JanusdConfig(
-            name="g1",
-            nodeName="node1",
-            podName="pod1",
-            pid=[pid],
-            subject=[janus_pb2.JanusGuardSubject(deny=[str(folder / "f"), str(place / "f")], event=["open"])],
-        )
+        code, details = refusal(janusd, pid, str(folder / "f"), str(place / "f"))
+        assert code == grpc.StatusCode.FAILED_PRECONDITION
+        assert details.startswith(f"cannot guard '{place}/f' in process {pid}: ")
+        assert "its file system cannot be guarded" in details
+        assert use(folder / "f") == "hello"
+        assert janusd.guard_state() == []
+
+
+def test_a_path_that_comes_to_stand_for_what_cannot_be_guarded_is_told(janusd: Daemon, pod: Pod, folder: Path) -> None:
+    janusd.create_guard(pod(), str(folder / "f"))
+    seen = len(janusd.lines)
+    (folder / "link").symlink_to("/proc/version")
+    (folder / "link").rename(folder / "f")
+    line = janusd.wait_for_text(f"'{folder}/f' has come to stand for what cannot be guarded, and is open", after=seen)
+    assert json.loads(line)["level"] == "ERROR"
+    assert "(pod1:node1)" in line
+    (folder / "g").rename(folder / "f")
+    assert use(folder / "f") == "open: EPERM"
+
+
+def test_what_is_not_tried_in_time_is_an_error_within_the_call(janusd: Daemon, pod: Pod, folder: Path) -> None:
+    pid = pod()
+    request = janus_pb2.JanusdConfig(
+        name="g1",
+        nodeName="node1",
+        podName="pod1",
+        pid=[pid],
+        subject=[janus_pb2.JanusGuardSubject(deny=[str(folder / "f"), str(folder / "g")], event=["open"])],
+    )
+    with Unanswered(folder / "g"):
         with pytest.raises(grpc.RpcError) as failure:
             janusd.guards.CreateGuard(request, timeout=1.5)
         assert failure.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         assert failure.value.details() == "not everything could be guarded in time, so nothing is (pod1:node1)"
+        code, details = refusal(janusd, pid, str(folder / "f"), str(folder / "g"))
+        assert code == grpc.StatusCode.FAILED_PRECONDITION
+        assert f"cannot guard '{folder}/g' in process {pid}: " in details
+        assert "does not come back" in details
         assert use(folder / "f") == "hello"
         assert janusd.guard_state() == []
         janusd.create_guard(pid, str(folder / "f"))
         assert use(folder / "f") == "open: EPERM"
+    janusd.create_guard(pid, str(folder / "g"))
+    assert use(folder / "g") == "open: EPERM"
 
 
 def test_a_message_that_is_none_is_refused(janusd: Daemon) -> None:

@@ -210,7 +210,8 @@ async def test_with_the_capability_it_is_somebody_else_who_forbids(pods: Pods, m
         ("mark", errno.ENOMEM, LimitReachedError, os.strerror(errno.ENOMEM)),
         ("mark", errno.EOPNOTSUPP, CannotGuardError, "its file system cannot be guarded"),
         ("mark", errno.EXDEV, CannotGuardError, "its file system cannot be guarded"),
-        ("check", errno.ETIMEDOUT, CannotGuardError, "the kernel did not ask"),
+        ("check", errno.EIO, CannotGuardError, "was not asked about (Input/output error)"),
+        ("check", errno.ETIMEDOUT, CannotGuardError, "does not come back"),
     ],
 )
 @pytest.mark.asyncio
