@@ -38,7 +38,6 @@ from argusd.engine.core cimport (
 )
 from argusd.engine.entering cimport DENIED_ENTER, DENIED_ROOT, WAY_OPENAT2, WAY_SETNS, openat2_missing
 from argusd.engine.events cimport reader_free, reader_init, reader_main
-from argusd.engine.guarded cimport unguard_root
 from argusd.engine.mounts cimport mounts_remember
 from argusd.engine.opening cimport ended
 from argusd.engine.report cimport Reader
@@ -47,7 +46,7 @@ from argusd.engine.tree cimport node_is
 from argusd.engine.walk cimport Walk, walk_free, walk_init
 from argusd.engine.walker cimport walker
 from argusd.engine.work cimport core_free, root_armed, tell_python
-from argusd.guarding.guards cimport Guard, guards_switch
+from argusd.guarding.guards cimport Guard, guarded_end, guards_switch
 from argusd.includes.linux cimport (
     EFD_CLOEXEC,
     EFD_NONBLOCK,
@@ -141,29 +140,6 @@ cdef void *arm_all(void *argument) noexcept nogil:
     task.unreadable = walk.unreadable
     memset(&walk.unreadable, 0, sizeof(Buffer))
     walk_free(&walk)
-    return NULL
-
-
-# The end of guards, likewise.
-cdef struct EndTask:
-    Core *core
-    Subscription *first
-    bint closed                     # there is nothing to be reached any more
-
-
-cdef void *unguard_all(void *argument) noexcept nogil:
-    cdef EndTask *task = <EndTask *>argument
-    cdef Subscription *subscription = task.first
-    cdef Walk walk
-    cdef int i
-    cdef bint blind = task.closed or walk_init(&walk, task.core) != 0
-    while subscription != NULL:
-        for i in range(subscription.root_count):
-            if subscription.guard != NULL:
-                unguard_root(NULL if blind else &walk, &subscription.roots[i])
-        subscription = subscription.next
-    if not blind:
-        walk_free(&walk)
     return NULL
 
 
@@ -487,34 +463,18 @@ cdef class Engine:
 
     cdef void bury(self, Subscription *dead) noexcept:
         cdef Subscription *after
-        self.unguard(dead)
+        cdef int i
         while dead != NULL:
             after = dead.next
             if dead.guard != NULL:
+                with nogil:
+                    for i in range(dead.root_count):
+                        guarded_end(&dead.roots[i].guarded)
                 self.guards.end(dead.guard)
             self.encoders.pop(dead.number, None)
             self.leave_place(dead.place)
             subscription_free(dead)
             dead = after
-
-    cdef void unguard(self, Subscription *dead) noexcept:
-        """Take the marks of ended guards away, on a native thread, since that looks into containers."""
-        cdef pthread_t thread
-        cdef EndTask task
-        cdef Subscription *subscription = dead
-        cdef bint started = False
-        while subscription != NULL and subscription.guard == NULL:
-            subscription = subscription.next
-        if subscription == NULL:
-            return
-        task.core, task.first, task.closed = &self.core, subscription, self.closed
-        with nogil:
-            started = thread_begin(&thread, unguard_all, &task, b"walk") == 0
-            if started:
-                pthread_join(thread, NULL)
-        if not started:
-            task.closed = True
-            unguard_all(&task)
 
     # ---- counts and notices
 

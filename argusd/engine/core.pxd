@@ -106,7 +106,7 @@ cdef struct Root:
     size_t back_at              # and when something last came to the path
     bint mute                   # what happens is not under this path: the tree takes it in, nobody is told
     Guarded guarded             # of a guard's path
-    int unguarded               # errno that kept the first look-up from guarding it, else 0
+    int unguarded               # errno that kept the last look-up from guarding it, else 0
 
 cdef enum:
     TRIGGER_LAST = 1            # at the last name of the path

@@ -13,4 +13,3 @@ cdef struct Finding:
     const Buffer *real              # the path without links, from the container's root
 
 cdef int guard_root(Walk *walk, Root *root, const Finding *finding) noexcept nogil
-cdef void unguard_root(Walk *walk, Root *root) noexcept nogil

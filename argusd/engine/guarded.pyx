@@ -1,89 +1,21 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""What a look-up of a guarded path has found goes to its guard; what it stood for before is reached once more.
+"""What a look-up of a guarded path has found goes to its guard."""
 
-A mark can only be taken away through the file, and nothing of a container is kept open. So the file is opened again by
-the place where it was, and left alone when another one is there.
-"""
+from libc.errno cimport EMFILE, ENFILE, ENOMEM, ENOSPC
+from libc.string cimport memchr, memcmp
 
-from libc.stdio cimport snprintf
-from libc.string cimport memchr, memcmp, memcpy, strlen, strrchr
-
-from argusd.engine.entering cimport open_name, open_plain_path
+from argusd.engine.core cimport NOTICE_UNGUARDED, core_lock, core_unlock
+from argusd.engine.entering cimport open_name
 from argusd.engine.mounts cimport next_mount, read_mounts
-from argusd.engine.walk cimport walk_enter
+from argusd.engine.work cimport notice_push_path
 from argusd.guarding.check cimport guarded_check
-from argusd.guarding.guards cimport Guarded, guarded_add, guarded_drop, guarded_settle, is_file
-from argusd.guarding.table cimport FOLDER, ITSELF, NAME, Entry
-from argusd.includes.linux cimport (
-    AT_EMPTY_PATH,
-    STATX_TYPE,
-    S_ISDIR,
-    close,
-    readlink,
-    readlinkat,
-    statx,
-    statx_t,
-)
+from argusd.guarding.guards cimport Guarded, guarded_add, guarded_settle
+from argusd.guarding.table cimport FOLDER, ITSELF, NAME
+from argusd.includes.linux cimport AT_EMPTY_PATH, STATX_TYPE, S_ISDIR, close, readlinkat, statx, statx_t
 
 
 cdef enum:
     PATH_SIZE = 4096
-
-
-cdef const char *below_root(Walk *walk, const Entry *entry) noexcept nogil:
-    """The path of an entry's place from the container's root, which may be no root of its mount namespace; or NULL."""
-    cdef char link[40]
-    cdef char root[PATH_SIZE]
-    cdef ssize_t size
-    snprintf(link, sizeof(link), b"/proc/self/fd/%d", walk.entrance.root_fd)
-    size = readlink(link, root, sizeof(root))
-    if size == 1:
-        size = 0                    # "/"
-    if size < 0 or <size_t>size >= entry.place_size or memcmp(entry.place, root, <size_t>size) != 0:
-        return NULL
-    return entry.place + size + 1 if entry.place[size] == c'/' else NULL
-
-
-cdef int open_entry(Walk *walk, const Entry *entry) noexcept nogil:
-    """An O_PATH descriptor of what an entry is about, or -1."""
-    cdef char path[PATH_SIZE]
-    cdef char *name
-    cdef const char *below = below_root(walk, entry)
-    cdef int fd, directory
-    if below == NULL:
-        return -1
-    memcpy(path, below, strlen(below) + 1)
-    if entry.kind != ITSELF:
-        fd = open_plain_path(&walk.entrance, path)
-    else:
-        name = strrchr(path, c'/')
-        if name == NULL:
-            fd = open_name(&walk.entrance, walk.entrance.root_fd, path)
-        else:
-            name[0] = 0
-            fd = open_plain_path(&walk.entrance, path)
-            name += 1
-            if fd >= 0:
-                directory = fd
-                fd = open_name(&walk.entrance, directory, name)
-                close(directory)
-    if fd >= 0 and not is_file(entry, fd):
-        close(fd)
-        fd = -1
-    return fd if fd >= 0 else -1
-
-
-cdef void drop(Walk *walk, Root *root, Entry *entry) noexcept nogil:
-    """Let go of what a path does not stand for any more."""
-    cdef Entry *after
-    cdef int fd
-    while entry != NULL:
-        after = entry.next
-        fd = open_entry(walk, entry) if walk != NULL and walk.root == root else -1
-        guarded_drop(&root.guarded, entry, fd)
-        if fd >= 0:
-            close(fd)
-        entry = after
 
 
 cdef const char *mounted_name(const char *point, size_t size, const Buffer *real) noexcept nogil:
@@ -93,6 +25,13 @@ cdef const char *mounted_name(const char *point, size_t size, const Buffer *real
             or (real.size and memcmp(point + 1, real.data, real.size) != 0)):
         return NULL
     return point + begin + 1
+
+
+cdef void tell_mounted(Walk *walk, Root *root, int error, const char *point) noexcept nogil:
+    """What is mounted on a name in a guarded directory cannot be guarded."""
+    core_lock(walk.core)
+    notice_push_path(walk.core, NOTICE_UNGUARDED, root.subscription.number, error, root.guarded.guard.step, point)
+    core_unlock(walk.core)
 
 
 cdef int guard_mounted(Walk *walk, Root *root, const Finding *finding) noexcept nogil:
@@ -110,6 +49,10 @@ cdef int guard_mounted(Walk *walk, Root *root, const Finding *finding) noexcept 
         if fd >= 0:
             error = guarded_add(&root.guarded, ITSELF, fd, root.path, name, NULL)
             close(fd)
+        if error and not is_short(error):
+            if walk.initial:
+                tell_mounted(walk, root, error, point)
+            error = 0               # /proc in "/", for instance: the rest is guarded all the same
     return error
 
 
@@ -142,28 +85,26 @@ cdef int guard_volume(Walk *walk, Root *root, const Finding *finding) noexcept n
     return error
 
 
+cdef bint is_short(int error) noexcept nogil:
+    """Does that say that something has run out, and nothing about the file?"""
+    return error == ENOMEM or error == ENOSPC or error == EMFILE or error == ENFILE
+
+
 cdef int guard_root(Walk *walk, Root *root, const Finding *finding) noexcept nogil:
     """Guard what the path stands for now; 0 or an errno, with root.guarded.guard.step."""
     cdef Guarded *guarded = &root.guarded
-    cdef int error = 0
+    cdef int error = 0, further = 0
     if finding.fd >= 0:
         error = guarded_add(guarded, FOLDER if finding.directory else ITSELF, finding.fd, root.path, NULL, NULL)
-    if not error and finding.fd >= 0 and finding.directory:
-        error = guard_mounted(walk, root, finding)
+    if finding.fd >= 0 and finding.directory:
+        if not error:
+            error = guard_mounted(walk, root, finding)
         if not error:
             error = guard_volume(walk, root, finding)
-    elif not error and finding.parent_fd >= 0:
-        error = guarded_add(guarded, NAME, finding.parent_fd, root.path, NULL, finding.name)
-    drop(walk, root, guarded_settle(guarded, error == 0))
+    elif finding.parent_fd >= 0:
+        further = guarded_add(guarded, NAME, finding.parent_fd, root.path, NULL, finding.name)
+    guarded_settle(guarded, not is_short(error) and not is_short(further))
+    error = error or further
     if not error and walk.initial and finding.fd >= 0:
         error = guarded_check(guarded, finding.fd)
     return error
-
-
-cdef void unguard_root(Walk *walk, Root *root) noexcept nogil:
-    """The end of a guard: its marks are taken away as far as they can be reached, with NULL not at all."""
-    cdef Entry *old = root.guarded.entries
-    root.guarded.entries = NULL
-    if walk != NULL:
-        walk_enter(walk, root)
-    drop(walk, root, old)

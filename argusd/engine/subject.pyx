@@ -377,8 +377,9 @@ cdef bint last_is_missing(const Search *search, int error) noexcept nogil:
 
 
 cdef int hand_over(Walk *walk, Root *root, Search *search, int error) noexcept nogil:
-    """Let the path's guard have what was found, or what is there of it. 0 or the errno that keeps it from guarding."""
+    """Let the path's guard have what was found, or what is there of it; an errno if that is new, or 0."""
     cdef Finding finding
+    cdef int before
     memset(&finding, 0, sizeof(finding))
     finding.fd = finding.parent_fd = -1
     finding.name, finding.real = search.step_name, &search.real
@@ -388,10 +389,9 @@ cdef int hand_over(Walk *walk, Root *root, Search *search, int error) noexcept n
         finding.fd, finding.directory, finding.parent_fd = search.fd, search.directory, search.parent_fd
     elif last_is_missing(search, error) and not root.subscription.only_dir:
         finding.parent_fd = search.fd
-    error = guard_root(walk, root, &finding)
-    if walk.initial:
-        root.unguarded = error
-    return error
+    before = root.unguarded
+    root.unguarded = guard_root(walk, root, &finding)
+    return root.unguarded if root.unguarded != before else 0
 
 
 cdef int look_up(Walk *walk, Root *root) noexcept nogil:

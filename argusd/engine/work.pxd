@@ -19,6 +19,8 @@ cdef void root_unsettle(Core *core, Root *root) noexcept nogil
 cdef void root_settled(Core *core, Root *root) noexcept nogil
 cdef void swap_push(Core *core, uint32_t node) noexcept nogil
 cdef void swap_free(Core *core, Swap *swap) noexcept nogil
+cdef void notice_push_path(Core *core, int kind, int subscription, int error, long number,
+                           const char *path) noexcept nogil
 cdef void notice_push(Core *core, int kind, int subscription, int error, long number, uint32_t node) noexcept nogil
 cdef void tell_python(Core *core) noexcept nogil
 cdef void recent_add(Core *core, uint64_t hashed) noexcept nogil

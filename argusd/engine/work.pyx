@@ -2,9 +2,9 @@
 """What the reader asks of the walker, what waits for a mark to come out of the queue, and what Python is to be told."""
 
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memset
+from libc.string cimport memset, strdup
 
-from argusd._records cimport Buffer, buffer_free, buffer_room
+from argusd._records cimport Buffer, buffer_add, buffer_free
 from argusd.engine.core cimport (
     LOOKED,
     NODE_ORPHAN,
@@ -277,10 +277,11 @@ cdef void swap_free(Core *core, Swap *swap) noexcept nogil:
     free(swap)
 
 
-cdef void notice_push(Core *core, int kind, int subscription, int error, long number, uint32_t node) noexcept nogil:
+cdef void notice_push_path(Core *core, int kind, int subscription, int error, long number,
+                           const char *path) noexcept nogil:
+    """Leave a notice for Python, about ``path`` if that is not NULL."""
     cdef NoticeEntry *notice
     cdef NoticeEntry **end = &core.notices
-    cdef Buffer path
     if core.notice_count >= NOTICES_MAX:
         return
     notice = <NoticeEntry *>calloc(1, sizeof(NoticeEntry))
@@ -290,19 +291,24 @@ cdef void notice_push(Core *core, int kind, int subscription, int error, long nu
     notice.subscription = subscription
     notice.error = error
     notice.number = number
-    if node:
-        memset(&path, 0, sizeof(path))
-        node_path(core, node, &path)
-        if buffer_room(&path, 1):
-            path.data[path.size] = 0
-            notice.path = path.data
-        else:
-            buffer_free(&path)
+    if path != NULL:
+        notice.path = strdup(path)
     while end[0] != NULL:
         end = &end[0].next
     end[0] = notice
     core.notice_count += 1
     tell_python(core)
+
+
+cdef void notice_push(Core *core, int kind, int subscription, int error, long number, uint32_t node) noexcept nogil:
+    """Leave a notice for Python, about where ``node`` is if that is not 0."""
+    cdef Buffer path
+    memset(&path, 0, sizeof(path))
+    if node:
+        node_path(core, node, &path)
+        buffer_add(&path, b"", 1)
+    notice_push_path(core, kind, subscription, error, number, path.data if path.size and not path.failed else NULL)
+    buffer_free(&path)
 
 
 cdef void tell_python(Core *core) noexcept nogil:

@@ -3,6 +3,7 @@
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from argusd.guarding.table cimport Group
+from argusd.includes.linux cimport statx_t
 
 cdef enum:
     TEXT = 4096                     # bytes of a path that the kernel tells, at the most
@@ -17,6 +18,7 @@ cdef struct Asked:
     uint32_t bit
     uint64_t device
     uint64_t inode
+    uint64_t born                   # as Entry.born
     uint64_t mount
     bint directory
     bint nameless                   # the file has lost its name
@@ -27,11 +29,13 @@ cdef struct Asked:
     int parent                      # PARENT_*
     uint64_t parent_device
     uint64_t parent_inode
+    uint64_t parent_born
     int parent_fd                   # O_PATH descriptor, where it had to be looked up, else -1
     const char *name                # in its directory
     size_t name_size
     char text[TEXT + 16]            # where the file is, as the kernel tells it
 
+cdef uint64_t birth(const statx_t *status) noexcept nogil
 cdef bint ask_file(Asked *asked) noexcept nogil
 cdef void ask_parent(Group *group, Asked *asked) noexcept nogil
 cdef int ask_parent_pid(Group *group, Asked *asked) noexcept nogil

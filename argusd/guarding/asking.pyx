@@ -40,6 +40,7 @@ from argusd.includes.linux cimport (
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
     RESOLVE_NO_SYMLINKS,
+    STATX_BTIME,
     STATX_INO,
     STATX_NLINK,
     STATX_TYPE,
@@ -61,14 +62,22 @@ cdef enum:
     LOOKUPS = 4                     # of a path, where a rename disturbs
 
 
+cdef uint64_t birth(const statx_t *status) noexcept nogil:
+    """Inode numbers are used again; together with this they are not."""
+    if not status.stx_mask & STATX_BTIME:
+        return 0
+    return <uint64_t>status.stx_btime.tv_sec * 1000000000 + status.stx_btime.tv_nsec
+
+
 cdef bint ask_file(Asked *asked) noexcept nogil:
     """Find out which file it is. Of a file that is open already nothing is asked but the kernel."""
     cdef statx_t status
-    if statx(asked.fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO | STATX_TYPE | STATX_NLINK | STATX_MNT_ID,
-             &status) != 0:
+    if statx(asked.fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC,
+             STATX_INO | STATX_TYPE | STATX_NLINK | STATX_BTIME | STATX_MNT_ID, &status) != 0:
         return False
     asked.device = <uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor
     asked.inode = status.stx_ino
+    asked.born = birth(&status)
     asked.mount = mount_of(&status) if status.stx_mask & STATX_MNT_ID else 0
     asked.directory = S_ISDIR(status.stx_mode)
     asked.nameless = status.stx_nlink == 0
@@ -163,9 +172,11 @@ cdef bint from_root(Group *group, int root, Asked *asked) noexcept nogil:
     fd = look_up(root, directory, O_DIRECTORY)
     if fd < 0:
         return False
-    if statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &status) == 0 and is_child(fd, asked):
+    if (statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO | STATX_BTIME, &status) == 0
+            and is_child(fd, asked)):
         asked.parent_device = <uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor
         asked.parent_inode = status.stx_ino
+        asked.parent_born = birth(&status)
         asked.parent_fd = fd
         return True
     close(fd)
@@ -184,7 +195,7 @@ cdef void ask_parent(Group *group, Asked *asked) noexcept nogil:
         return
     entry = at_place(group, asked)
     if entry != NULL:
-        asked.parent_device, asked.parent_inode = entry.device, entry.inode
+        asked.parent_device, asked.parent_inode, asked.parent_born = entry.device, entry.inode, entry.born
         asked.parent = PARENT_KNOWN
         return
     snprintf(path, sizeof(path), b"%d/root", asked.pid)

@@ -7,6 +7,7 @@ is, nor when every one of them is. What cannot be found out, since the process s
 it up without waiting, is denied if it may be something that is denied.
 """
 
+from libc.stdint cimport uint64_t
 from libc.string cimport memcmp
 
 from argusd.guarding.asking cimport PARENT_KNOWN, ask_parent, ask_parent_pid
@@ -25,8 +26,13 @@ cdef bint denies(Group *group, Asked *asked, const Entry *entry) noexcept nogil:
     return not owner or (asked.pid != owner and ask_parent_pid(group, asked) != owner)
 
 
+cdef bint same_birth(uint64_t one, uint64_t other) noexcept nogil:
+    return one == other or one == 0 or other == 0
+
+
 cdef bint is_self(const Asked *asked, const Entry *entry) noexcept nogil:
-    return entry.kind != NAME and entry.inode == asked.inode and entry.device == asked.device
+    return (entry.kind != NAME and entry.inode == asked.inode and entry.device == asked.device
+            and same_birth(entry.born, asked.born))
 
 
 cdef bint fits(const Asked *asked, const Entry *entry) noexcept nogil:
@@ -35,7 +41,8 @@ cdef bint fits(const Asked *asked, const Entry *entry) noexcept nogil:
 
 
 cdef bint is_child_of(const Asked *asked, const Entry *entry) noexcept nogil:
-    return (entry.inode == asked.parent_inode and entry.device == asked.parent_device and fits(asked, entry))
+    return (entry.inode == asked.parent_inode and entry.device == asked.parent_device
+            and same_birth(entry.born, asked.parent_born) and fits(asked, entry))
 
 
 cdef bint may_be_child_of(const Asked *asked, const Entry *entry) noexcept nogil:

@@ -36,7 +36,7 @@ cdef struct Guarded:
 cdef int guarded_add(Guarded *guarded, int kind, int fd, const char *path, const char *child,
                      const char *name) noexcept nogil
 cdef bint is_file(const Entry *entry, int fd) noexcept nogil
-cdef Entry *guarded_settle(Guarded *guarded, bint complete) noexcept nogil
-cdef void guarded_drop(Guarded *guarded, Entry *entry, int fd) noexcept nogil
+cdef void guarded_settle(Guarded *guarded, bint complete) noexcept nogil
+cdef void guarded_end(Guarded *guarded) noexcept nogil
 cdef void guards_switch(Gate *gate, Guard **guards, int on_count, int off_count) noexcept nogil
 cdef int guard_end(Guard *guard) noexcept nogil

@@ -9,8 +9,8 @@ What is marked follows from how a guard can be got round:
 * A directory is marked with its direct children. What is mounted on a name in it has its own directory elsewhere,
   and is marked itself: in a container that is often so of /etc/hosts.
 
-The new is marked before the old is let go. The order of each change is note, mark, and in the end mark, note: so no
-event of a mark is answered by a responder that does not know of it.
+The new is marked before the old is let go. A note is sent before its mark is set: so no event of a mark is answered by
+a responder that does not know of it.
 """
 
 from libc.errno cimport ENOMEM, EOPNOTSUPP
@@ -19,6 +19,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport abort, calloc, free, malloc
 from libc.string cimport memcmp, memcpy, strdup, strlen
 
+from argusd.guarding.asking cimport birth
 from argusd.guarding.groups cimport LOCAL, REMOTE, group_for, is_beyond_us, is_layered, is_remote
 from argusd.guarding.marks cimport mark_again, mark_drop, mark_set
 from argusd.guarding.table cimport (
@@ -35,7 +36,7 @@ from argusd.guarding.table cimport (
     note_send,
 )
 from argusd.includes.fanotify cimport STATX_MNT_ID, mount_of
-from argusd.includes.linux cimport AT_EMPTY_PATH, STATX_INO, STATX_TYPE, readlinkat, statx, statx_t
+from argusd.includes.linux cimport AT_EMPTY_PATH, STATX_BTIME, STATX_INO, readlinkat, statx, statx_t
 from argusd.includes.pthread cimport load_pointer, pthread_mutex_lock, pthread_mutex_unlock
 
 
@@ -151,12 +152,13 @@ cdef char *joined(const char *path, const char *child) noexcept nogil:
 cdef bint entry_fill(Entry *entry, Group *group, int fd) noexcept nogil:
     """Which file it is, and where."""
     cdef statx_t status
-    if statx(fd, b"", AT_EMPTY_PATH, STATX_INO | STATX_TYPE | STATX_MNT_ID, &status) != 0:
+    if statx(fd, b"", AT_EMPTY_PATH, STATX_INO | STATX_BTIME | STATX_MNT_ID, &status) != 0:
         return False
     entry.device = <uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor
     entry.inode = status.stx_ino
     entry.mount = mount_of(&status) if status.stx_mask & STATX_MNT_ID else 0
     entry.layered = is_layered(fd)
+    entry.born = 0 if entry.layered else birth(&status)     # a file is born again when overlayfs copies it up
     return place_of(group, fd, entry)
 
 
@@ -168,7 +170,8 @@ cdef bint is_file(const Entry *entry, int fd) noexcept nogil:
 
 
 cdef bint same(const Entry *a, const Entry *b) noexcept nogil:
-    return (a.kind == b.kind and a.inode == b.inode and a.device == b.device and a.mount == b.mount
+    return (a.kind == b.kind and a.inode == b.inode and a.device == b.device and a.born == b.born
+            and a.mount == b.mount
             and a.group == b.group and a.place_size == b.place_size and a.name_size == b.name_size
             and (a.place_size == 0 or memcmp(a.place, b.place, a.place_size) == 0)
             and (a.name_size == 0 or memcmp(a.name, b.name, a.name_size) == 0))
@@ -251,11 +254,25 @@ cdef int guarded_add(Guarded *guarded, int kind, int fd, const char *path, const
     return error
 
 
-cdef Entry *guarded_settle(Guarded *guarded, bint complete) noexcept nogil:
-    """A look-up is over: what the path stands for no more, to be dropped.
+cdef void drop(Gate *gate, Entry *entry) noexcept nogil:
+    """Let go of what a path does not stand for any more."""
+    cdef Group *group
+    cdef Entry *after
+    while entry != NULL:
+        after = entry.next
+        group = <Group *>load_pointer(&gate.reporter.groups[entry.group])
+        mark_drop(group, -1, entry.device, entry.inode, entry.bits, entry.kind != ITSELF)
+        pthread_mutex_lock(&gate.lock)
+        if not gate.closed:
+            note_send(group, NOTE_REMOVE, entry, NULL)
+        elif gate.ended:
+            entry_free(entry)
+        pthread_mutex_unlock(&gate.lock)
+        entry = after
 
-    When something could not be guarded, what was guarded before stays guarded.
-    """
+
+cdef void guarded_settle(Guarded *guarded, bint complete) noexcept nogil:
+    """A look-up is over: let go of what the path stands for no more; nothing, if it could not be completed."""
     cdef Entry *old = guarded.entries if complete else NULL
     cdef Entry **end = &guarded.found
     if not complete:
@@ -264,17 +281,10 @@ cdef Entry *guarded_settle(Guarded *guarded, bint complete) noexcept nogil:
         end[0] = guarded.entries
     guarded.entries = guarded.found
     guarded.found = NULL
-    return old
+    drop(guarded.guard.gate, old)
 
 
-cdef void guarded_drop(Guarded *guarded, Entry *entry, int fd) noexcept nogil:
-    """Let go of an entry, which is in no list any more; ``fd`` leads to the file, or is -1."""
-    cdef Gate *gate = guarded.guard.gate
-    cdef Group *group = <Group *>load_pointer(&gate.reporter.groups[entry.group])
-    mark_drop(group, fd, entry.device, entry.inode, entry.bits, entry.kind != ITSELF)
-    pthread_mutex_lock(&gate.lock)
-    if not gate.closed:
-        note_send(group, NOTE_REMOVE, entry, NULL)
-    elif gate.ended:
-        entry_free(entry)
-    pthread_mutex_unlock(&gate.lock)
+cdef void guarded_end(Guarded *guarded) noexcept nogil:
+    """Let go of all that a path stands for."""
+    drop(guarded.guard.gate, guarded.entries)
+    guarded.entries = NULL

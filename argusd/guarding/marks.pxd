@@ -10,6 +10,6 @@ cdef int mark_again(Group *group, int fd, uint32_t bits, bint children) noexcept
 cdef void mark_drop(Group *group, int fd, uint64_t device, uint64_t inode, uint32_t bits,
                     bint children) noexcept nogil
 cdef void marks_free(Group *group) noexcept nogil
-cdef void stray_found(Group *group, const Asked *asked) noexcept nogil
+cdef void stray_found(Group *group, Asked *asked) noexcept nogil
 cdef bint strays_wait(Group *group) noexcept nogil
 cdef void strays_clear(Group *group) noexcept nogil

@@ -3,11 +3,16 @@
 
 Facts about marks that shape this file:
 
-* A mark belongs to an inode and a group, and its mask is the union of all that was added: what one guard needs no more
-  is taken from it only when no other guard needs it.
-* A mark dies with its inode, and when the file system is unmounted. To take it away earlier the file must be reached.
-  A file that was moved, or whose container has ended, cannot be: its mark stays, and is a stray. What comes of it is
-  allowed, and the descriptor of such an event is used to take the mark away.
+* A mark belongs to an inode and a group, and its mask is the union of all that was added.
+* A mark dies with its inode, and when the file system is unmounted.
+* A mark that is taken away while a process waits for an answer about its file stays in the kernel's list, dead, until
+  that process is answered. Everybody else who opens the file meanwhile is let through by that group, even if the
+  directory is marked, too (fsnotify_prepare_user_wait() fails on a dead mark). In C, with a directory's mark that
+  stands and a file's that comes and goes, about half of all opens passed. The other way round none did.
+* So the mark of a guard that ends is not taken away. It becomes a stray: what comes of it is allowed, and tells where
+  it is. The reporter then takes it away, unless the directory above is marked, whose events it adds nothing to. When
+  nothing is guarded any more, all marks are flushed. To reach the file of a stray by its path would not do anyway: it
+  may have been moved, its container may have ended.
 * A directory's mark covers what is opened in it by FAN_EVENT_ON_CHILD, and directories by FAN_ONDIR. What is mounted
   on a name in it is no child of it.
 * procfs refuses permission marks (EINVAL); so do file systems without a way to notify.
@@ -18,7 +23,8 @@ from libc.errno cimport ENOMEM, errno
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 
-from argusd.guarding.table cimport BUCKETS, STRAYS, inode_bucket
+from argusd.guarding.asking cimport PARENT_KNOWN, ask_parent
+from argusd.guarding.table cimport BUCKETS, ITSELF, STRAYS, Entry, Stray, inode_bucket
 from argusd.includes.fanotify cimport (
     FAN_ACCESS_PERM,
     FAN_EVENT_ON_CHILD,
@@ -29,7 +35,17 @@ from argusd.includes.fanotify cimport (
     FAN_OPEN_PERM,
     fanotify_mark,
 )
-from argusd.includes.linux cimport AT_EMPTY_PATH, F_DUPFD_CLOEXEC, STATX_INO, close, fcntl, statx, statx_t, write
+from argusd.includes.linux cimport (
+    AT_EMPTY_PATH,
+    AT_STATX_DONT_SYNC,
+    F_DUPFD_CLOEXEC,
+    STATX_INO,
+    close,
+    fcntl,
+    statx,
+    statx_t,
+    write,
+)
 from argusd.includes.pthread cimport add_int, load_int, pthread_mutex_lock, pthread_mutex_unlock, store_int, swap_int
 
 
@@ -105,12 +121,11 @@ cdef int mark_set(Group *group, int fd, uint64_t device, uint64_t inode, uint32_
 
 cdef void mark_drop(Group *group, int fd, uint64_t device, uint64_t inode, uint32_t bits,
                     bint children) noexcept nogil:
-    """One guard needs a mark no more; ``fd`` leads to it, or is -1 when nothing does."""
+    """A guard needs a mark no more. With ``fd`` what nobody needs is taken from it, but not the mark itself."""
     cdef Mark **link
     cdef Mark *mark
     cdef uint64_t mask = 0
     cdef int need
-    cdef bint unused
     pthread_mutex_lock(&group.lock)
     link = mark_link(group, device, inode)
     mark = link[0]
@@ -120,16 +135,14 @@ cdef void mark_drop(Group *group, int fd, uint64_t device, uint64_t inode, uint3
                 mark.users[need] -= 1
                 if mark.users[need] == 0:
                     mask |= mask_of(need)
-        unused = not mark.users[OPENS] and not mark.users[ACCESSES] and not mark.users[CHILDREN]
-        if mask and fd >= 0:
-            change(group, FAN_MARK_REMOVE, fd, mask | (FAN_ONDIR if unused else 0))
-        if unused:
+        if not mark.users[OPENS] and not mark.users[ACCESSES] and not mark.users[CHILDREN]:
             link[0] = mark.next
             free(mark)
             group.mark_count -= 1
-            if fd < 0:
-                store_int(&group.strays, load_int(&group.strays) + 1)
-                store_int(&group.tries, TRIES)
+            store_int(&group.strays, load_int(&group.strays) + 1)
+            store_int(&group.tries, TRIES)
+        elif mask and fd >= 0:
+            change(group, FAN_MARK_REMOVE, fd, mask)
     if group.mark_count == 0 and load_int(&group.strays):
         change(group, FAN_MARK_FLUSH, group.links_fd, 0)
         store_int(&group.strays, 0)
@@ -150,26 +163,42 @@ cdef void marks_free(Group *group) noexcept nogil:
 # ---- strays
 
 
-cdef void leave(Group *group, int fd) noexcept nogil:
+cdef bint is_covered(Group *group, const Asked *asked) noexcept nogil:
+    """Is the directory above guarded, or names in it? Then a mark of the file's own adds nothing."""
+    cdef const Entry *entry = group.by_inode[inode_bucket(asked.parent_device, asked.parent_inode)]
+    while entry != NULL:
+        if entry.kind != ITSELF and entry.inode == asked.parent_inode and entry.device == asked.parent_device:
+            return True
+        entry = entry.next_by_inode
+    return False
+
+
+cdef void leave(Group *group, int fd, uint64_t parent_device, uint64_t parent_inode) noexcept nogil:
     """Leave a copy of a descriptor to the reporter, if there is room."""
+    cdef Stray *stray
     cdef int i, copy
     for i in range(STRAYS):
-        if load_int(&group.stray_fds[i]) == 0:
+        stray = &group.found[i]
+        if load_int(&stray.left) == 0:
             copy = fcntl(fd, F_DUPFD_CLOEXEC, 0)
             if copy >= 0:
-                store_int(&group.stray_fds[i], copy + 1)
+                stray.parent_device, stray.parent_inode = parent_device, parent_inode
+                store_int(&stray.left, copy + 1)
             return
 
 
-cdef void stray_found(Group *group, const Asked *asked) noexcept nogil:
-    """Nobody guards what was asked for: it has a mark of no use, or the directory has. Called by the responder."""
+cdef void stray_found(Group *group, Asked *asked) noexcept nogil:
+    """Nobody guards what was asked for: it has a stray mark, or the directory has. Called by the responder."""
     cdef unsigned long long one = 1
     if load_int(&group.strays) == 0 or load_int(&group.tries) <= 0:
         return
     add_int(&group.tries, -1)
-    leave(group, asked.fd)
+    ask_parent(group, asked)
+    if asked.parent != PARENT_KNOWN or is_covered(group, asked):
+        return
+    leave(group, asked.fd, asked.parent_device, asked.parent_inode)
     if asked.parent_fd >= 0:
-        leave(group, asked.parent_fd)
+        leave(group, asked.parent_fd, 0, 0)
     if swap_int(group.reporter_waits, 0):
         write(group.reporter_fd, &one, sizeof(one))
 
@@ -178,25 +207,44 @@ cdef bint strays_wait(Group *group) noexcept nogil:
     """Has the responder left any?"""
     cdef int i
     for i in range(STRAYS):
-        if load_int(&group.stray_fds[i]):
+        if load_int(&group.found[i].left):
             return True
     return False
 
 
+cdef bint which(int fd, const char *path, uint64_t *device, uint64_t *inode) noexcept nogil:
+    cdef statx_t status
+    if statx(fd, path, AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &status) != 0:
+        return False
+    device[0] = <uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor
+    inode[0] = status.stx_ino
+    return True
+
+
+cdef void take_away(Group *group, int fd, uint64_t parent_device, uint64_t parent_inode) noexcept nogil:
+    """Take the mark of a stray away, unless it is used again or covered by the directory above."""
+    cdef uint64_t mask = FAN_OPEN_PERM | FAN_ACCESS_PERM | FAN_ONDIR | FAN_EVENT_ON_CHILD, device, inode
+    cdef const Mark *above
+    if not which(fd, b"", &device, &inode):
+        return
+    if parent_inode == 0 and not which(fd, b"..", &parent_device, &parent_inode):
+        return
+    pthread_mutex_lock(&group.lock)
+    above = mark_link(group, parent_device, parent_inode)[0]
+    if mark_link(group, device, inode)[0] == NULL and (above == NULL or above.users[CHILDREN] == 0):
+        if change(group, FAN_MARK_REMOVE, fd, mask) == 0:
+            store_int(&group.strays, max(0, load_int(&group.strays) - 1))
+    pthread_mutex_unlock(&group.lock)
+
+
 cdef void strays_clear(Group *group) noexcept nogil:
     """Take away the marks that were found to be of no use. Called by the reporter, which may wait."""
-    cdef statx_t status
-    cdef uint64_t mask = FAN_OPEN_PERM | FAN_ACCESS_PERM | FAN_ONDIR | FAN_EVENT_ON_CHILD, device
+    cdef Stray *stray
     cdef int i, fd
     for i in range(STRAYS):
-        fd = swap_int(&group.stray_fds[i], 0) - 1
-        if fd < 0:
-            continue
-        if statx(fd, b"", AT_EMPTY_PATH, STATX_INO, &status) == 0:
-            device = <uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor
-            pthread_mutex_lock(&group.lock)
-            if mark_link(group, device, status.stx_ino)[0] == NULL and load_int(&group.strays) > 0:
-                if change(group, FAN_MARK_REMOVE, fd, mask) == 0:
-                    store_int(&group.strays, load_int(&group.strays) - 1)
-            pthread_mutex_unlock(&group.lock)
-        close(fd)
+        stray = &group.found[i]
+        fd = load_int(&stray.left) - 1
+        if fd >= 0:
+            take_away(group, fd, stray.parent_device, stray.parent_inode)
+            close(fd)
+            store_int(&stray.left, 0)

@@ -184,8 +184,6 @@ cdef void describe(Group *group, Asked *asked, int64_t now_ns) noexcept nogil:
     if told or not asked.denied:
         add_u64(&group.denied if asked.denied else &group.allowed, 1 if told else 0)
         if not told:
-            if load_int(&group.strays):
-                ask_parent(group, asked)
             stray_found(group, asked)
         return
     add_u64(&group.denied, 1)

@@ -45,6 +45,7 @@ cdef struct Entry:
     uint32_t bits                   # FAN_OPEN_PERM, FAN_ACCESS_PERM
     uint64_t device                 # of the file, or of the directory
     uint64_t inode
+    uint64_t born                   # in nanoseconds since 1970, 0 where the file system does not tell or changes it
     uint64_t mount                  # through which it was found; 0 where the kernel does not tell
     bint layered                    # files in one directory may have other device numbers than it
     char *place                     # where it is, as the kernel tells it of what is opened; empty when unknown
@@ -88,6 +89,12 @@ cdef struct Record:
     int64_t realtime_ns
     const Subject *subject
 
+# A file with a mark that nobody needs, on its way to the reporter.
+cdef struct Stray:
+    int left                        # a descriptor of it plus 1; 0: this place is free
+    uint64_t parent_device          # the directory in which it is
+    uint64_t parent_inode           # 0: not known
+
 cdef struct Group:
     int fd
     int no_audit                    # errno that keeps answers from the kernel's audit log, 0 when they can get there
@@ -115,8 +122,8 @@ cdef struct Group:
     # Between threads, without locks.
     void *inbox                     # Note: to the responder
     void *spent                     # Note: to the reporter
-    int stray_fds[STRAYS]           # to the reporter, each with 1 added; 0: free
-    int strays                      # marks that could not be taken away, and may have died with their files since
+    Stray found[STRAYS]             # to the reporter
+    int strays                      # marks that nobody needs, and that may have died with their files since
     int tries                       # left to find one of them; each new stray gives some
     char *ring
     unsigned long long head         # bytes ever written to the ring
