@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from tests.conformance.scenarios import normalise, strip_prefix
 from tests.daemon import Daemon
+from tests.waiting import until
 
 SENTINEL: Final = "sentinel"
 WAIT_S: Final = 5.0
@@ -45,7 +47,16 @@ class Lines(ABC):
                 self._wait_for_sentinel()
         except TimeoutError:
             self._line = len(self.daemon.lines)  # too few: the comparison that follows shows which
+        until(self._walker_sleeps, "the walker comes to rest")
         return self._lines_since(start)
+
+    def _walker_sleeps(self) -> bool:
+        """Whether what was made is watched by now: the reader wakes the walker before a line of it is out."""
+        return all(
+            (task / "stat").read_text().rpartition(")")[2].split()[0] == "S"
+            for task in Path(f"/proc/{self.daemon.pid}/task").iterdir()
+            if (task / "comm").read_text() == "walker\n"
+        )
 
     def _wait_for_sentinel(self) -> None:
         wanted = f"I {self._touch()}"
