@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ MNT_DETACH: Final = 2
 FAN_CLASS_PRE_CONTENT: Final = 8
 FAN_MARK_ADD: Final = 1
 AT_FDCWD: Final = -100
+CLOCK_REALTIME_COARSE: Final = 5
 UPDATES: Final = 300
 CYCLES: Final = 300
 RENAMES: Final = 300
@@ -107,6 +109,12 @@ class Unanswered:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         os.close(self._group)
+
+
+def tick() -> None:
+    """Wait until files that are made have another time of birth than those before."""
+    before = time.clock_gettime(CLOCK_REALTIME_COARSE)
+    until(lambda: time.clock_gettime(CLOCK_REALTIME_COARSE) > before, "the clock of file times ticks")
 
 
 def marks() -> int:
@@ -348,10 +356,11 @@ def test_check_that_somebody_else_holds_up_is_an_error(sandbox: Sandbox) -> None
 
 
 def test_new_file_with_the_number_of_a_guarded_one_is_free(sandbox: Sandbox) -> None:
-    """File systems give the number of a deleted file to the next one."""
+    """File systems give the number of a deleted file to the next one, which is born later."""
     sandbox.deny(sandbox.file)
     for number in range(RENAMES):
         fresh = sandbox.folder / f"new{number}"
+        tick()
         assert sandbox.opener.do("open_to_create", fresh) == ""
         fresh.rename(sandbox.file)
     assert not sandbox.opens(sandbox.file)
