@@ -15,7 +15,8 @@ cdef class Guards:
     cdef unsigned long long told_dropped, told_failed
     cdef bint started, closed, told_broken
 
-    cdef Guard *guard(self, int number, Encoder encoder, int owner, uint32_t bits, bint audit) except NULL
+    cdef Guard *guard(self, int number, Encoder encoder, int init, bint owner_allowed, uint32_t bits,
+                      bint audit) except NULL
     cdef void end(self, Guard *guard) noexcept
     cdef void forget(self) noexcept
 

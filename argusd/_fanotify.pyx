@@ -62,7 +62,8 @@ cdef class Guards:
             self.close(0.0)
         gate_free(&self.gate)
 
-    cdef Guard *guard(self, int number, Encoder encoder, int owner, uint32_t bits, bint audit) except NULL:
+    cdef Guard *guard(self, int number, Encoder encoder, int init, bint owner_allowed, uint32_t bits,
+                      bint audit) except NULL:
         """A new guard without any path; the engine ends it with ``guard_end``."""
         cdef Guard *guard
         cdef int error, no_audit = 0, step = STEP_INIT
@@ -78,7 +79,8 @@ cdef class Guards:
         guard = <Guard *>calloc(1, sizeof(Guard))
         if guard == NULL:
             raise MemoryError
-        guard.gate, guard.number, guard.owner, guard.bits, guard.audit = &self.gate, number, owner, bits, audit
+        guard.gate, guard.number, guard.init, guard.bits = &self.gate, number, init, bits
+        guard.owner_allowed, guard.audit = owner_allowed, audit
         guard.lines = &encoder.lines
         self.encoders[number] = encoder
         return guard

@@ -271,8 +271,7 @@ cdef class Engine:
         try:
             subscription.roots = new_roots(subscription, [*deny, *allow])
             subscription.place = self.place(pid, pidfd)
-            owner = pid if auto_allow_owner else 0
-            subscription.guard = guards.guard(subscription.number, encoder, owner, mask, audit)
+            subscription.guard = guards.guard(subscription.number, encoder, pid, auto_allow_owner, mask, audit)
         except BaseException:
             if subscription.place != NULL:
                 self.leave_place(subscription.place)

@@ -8,8 +8,9 @@ Facts about permission events that shape this file:
 * The link of a descriptor in /proc/self/fd tells the name by which the file was opened, in the mount namespace in which
   it was opened. Reading it opens nothing, and takes 2 us where the answer takes 45.
 * Where that is not a place that is guarded, because a host process or another container sees the same directory
-  elsewhere, the path is looked up from the root of the process, by names that the kernel has in its cache
-  (RESOLVE_CACHED, Linux 5.12) and with O_PATH: no file system is asked, nothing is opened, no event is made.
+  elsewhere, the path is looked up from the root of the process, or from that of the container through whose mount it
+  was opened, by names that the kernel has in its cache (RESOLVE_CACHED, Linux 5.12) and with O_PATH: no file system is
+  asked, nothing is opened, no event is made.
 * The parent of a process is told by its pidfd (PIDFD_GET_INFO, Linux 6.13), else by /proc/PID/stat. There the name of
   the command stands in brackets and may hold any byte but zero, brackets too: what follows the last one counts. Files
   in /proc cannot be guarded, so that opening one makes no event.
@@ -147,22 +148,22 @@ cdef bint is_child(int directory, const Asked *asked) noexcept nogil:
     return same
 
 
-cdef size_t root_size(Group *group, const Asked *asked) noexcept nogil:
-    """How many bytes of the path lead to the root of the process, which may be no root of its mount namespace."""
+cdef size_t root_size(Group *group, int pid, const Asked *asked) noexcept nogil:
+    """How many bytes of the path lead to the root of a process, which may be no root of its mount namespace."""
     cdef char path[32]
     cdef char root[TEXT]
     cdef ssize_t size
-    snprintf(path, sizeof(path), b"%d/root", asked.pid)
+    snprintf(path, sizeof(path), b"%d/root", pid)
     size = readlinkat(group.proc_fd, path, root, sizeof(root))
     if size <= 1 or memcmp(root, asked.text, <size_t>size) != 0 or asked.text[size] != c'/':
         return 0
     return <size_t>size
 
 
-cdef bint from_root(Group *group, int root, Asked *asked) noexcept nogil:
-    """Look the directory up below the root of the process; True when it is there."""
+cdef bint from_root(Group *group, int pid, int root, Asked *asked) noexcept nogil:
+    """Look the directory up below the root of a process; True when it is there."""
     cdef char directory[TEXT + 16]
-    cdef size_t begin = root_size(group, asked), size
+    cdef size_t begin = root_size(group, pid, asked), size
     cdef statx_t status
     cdef int fd
     size = <size_t>(asked.name - asked.text) - begin
@@ -183,11 +184,40 @@ cdef bint from_root(Group *group, int root, Asked *asked) noexcept nogil:
     return False
 
 
+cdef bint from_process(Group *group, int pid, Asked *asked) noexcept nogil:
+    """Likewise, with the root of the process still to be opened."""
+    cdef char path[32]
+    cdef bint found
+    cdef int root
+    if pid <= 0:
+        return False
+    snprintf(path, sizeof(path), b"%d/root", pid)
+    root = openat(group.proc_fd, path, O_PATH | O_DIRECTORY | O_CLOEXEC)
+    if root < 0:
+        return False
+    found = from_root(group, pid, root, asked)
+    close(root)
+    return found
+
+
+cdef int init_on(Group *group, uint64_t mount) noexcept nogil:
+    """The init of a container that has something on that mount guarded; 0 when there is none."""
+    cdef const Entry *entry
+    cdef int i
+    if mount == 0:
+        return 0
+    for i in range(BUCKETS):
+        entry = group.by_inode[i]
+        while entry != NULL:
+            if entry.mount == mount:
+                return entry.subject.init
+            entry = entry.next_by_inode
+    return 0
+
+
 cdef void ask_parent(Group *group, Asked *asked) noexcept nogil:
     """Find out in which directory the file was opened, and by which name."""
     cdef const Entry *entry
-    cdef char path[32]
-    cdef int root
     if asked.parent != PARENT_UNASKED:
         return
     asked.parent = PARENT_UNKNOWN
@@ -198,13 +228,8 @@ cdef void ask_parent(Group *group, Asked *asked) noexcept nogil:
         asked.parent_device, asked.parent_inode, asked.parent_born = entry.device, entry.inode, entry.born
         asked.parent = PARENT_KNOWN
         return
-    snprintf(path, sizeof(path), b"%d/root", asked.pid)
-    root = openat(group.proc_fd, path, O_PATH | O_DIRECTORY | O_CLOEXEC)
-    if root < 0:
-        return
-    if from_root(group, root, asked):
+    if from_process(group, asked.pid, asked) or from_process(group, init_on(group, asked.mount), asked):
         asked.parent = PARENT_KNOWN
-    close(root)
 
 
 cdef int stat_parent(const char *text, size_t size) noexcept nogil:

@@ -20,10 +20,10 @@ cdef bint concerns(const Asked *asked, const Entry *entry) noexcept nogil:
 
 
 cdef bint denies(Group *group, Asked *asked, const Entry *entry) noexcept nogil:
-    cdef int owner = entry.subject.owner
-    if not entry.deny:
-        return False
-    return not owner or (asked.pid != owner and ask_parent_pid(group, asked) != owner)
+    cdef int init = entry.subject.init
+    if not entry.deny or not entry.subject.owner_allowed:
+        return entry.deny
+    return asked.pid != init and ask_parent_pid(group, asked) != init
 
 
 cdef bint same_birth(uint64_t one, uint64_t other) noexcept nogil:

@@ -19,7 +19,8 @@ cdef struct Guard:
     Gate *gate
     int number
     uint32_t bits                   # FAN_OPEN_PERM, FAN_ACCESS_PERM
-    int owner
+    int init                        # the container's, which is the owner
+    bint owner_allowed
     bint audit
     bint on
     const Lines *lines

@@ -49,8 +49,8 @@ cdef Subject *subject_in(Guard *guard, int number, int *error) noexcept nogil:
         if place[0] == NULL:
             error[0] = ENOMEM
         else:
-            place[0].lines, place[0].number, place[0].owner = guard.lines, guard.number, guard.owner
-            place[0].audit, place[0].on = guard.audit, guard.on
+            place[0].lines, place[0].number, place[0].init = guard.lines, guard.number, guard.init
+            place[0].owner_allowed, place[0].audit, place[0].on = guard.owner_allowed, guard.audit, guard.on
     pthread_mutex_unlock(&guard.gate.lock)
     return place[0]
 

@@ -30,7 +30,8 @@ cdef struct Entry
 cdef struct Subject:
     const Lines *lines
     int number
-    int owner                       # the container's init, when it and its children are always allowed, else 0
+    int init                        # the container's
+    bint owner_allowed              # that and its children are never refused
     bint audit                      # the kernel's audit log is to have the answer
     bint on
     uint64_t told                   # number of the last event that is told about

@@ -68,7 +68,7 @@ cdef void count(Group *group, const Entry *entry, int by) noexcept nogil:
     for event in range(2):
         if entry.deny and entry.bits & bit_of(event):
             group.denying[event] += <uint32_t>by
-            if entry.kind == FOLDER and not entry.subject.owner:
+            if entry.kind == FOLDER and not entry.subject.owner_allowed:
                 group.strict[event] += <uint32_t>by
 
 

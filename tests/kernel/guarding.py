@@ -8,8 +8,8 @@ r"""Guard stories: what processes open, and what is refused and told, side by si
 
 The steps are those of tree stories (see story.py), done by the daemon's own process, which is never refused. ``open``,
 ``read``, ``list`` and the other operations of opening.py are done by a process that was executed in the container; with
-``host`` before them by one of the host, with ``init``, ``child`` and ``grandchild`` by the container's init, a child of
-it, and a child of that. A failure is a report, too.
+``host`` before them by one of the host, with ``through`` likewise by way of /proc/PID/root, with ``init``, ``child``
+and ``grandchild`` by the container's init, a child of it, and a child of that. A failure is a report, too.
 
 ``guard [deny=PATH,…] [allow=PATH,…] [event=open,access] [onlyDir] [autoAllowOwner] [as=LABEL]`` reports each path that
 is not there as ``ENOENT /d/x``; with a label, its reports are ``LABEL: DENY OPEN_PERM file /d/x``. ``unguard [LABEL]``
@@ -190,6 +190,8 @@ class GuardStage:
                 yield from self._guard(options)
             case ["unguard", *label]:
                 self.guarding.unguard(label[0] if label else "-")
+            case ["through", operation, path]:
+                yield from filter(None, [self.host.do(operation, f"/proc/{self.init.pid}/root{_plain(path)}")])
             case ["host", operation, path]:
                 yield from filter(None, [self.host.do(operation, f"{self.world.root}{_plain(path)}")])
             case [("init" | "child" | "grandchild") as who, operation, path]:

@@ -280,6 +280,14 @@ a process in a root of its own is refused too
     open       /a/f          -> EPERM
                              -> DENY OPEN_PERM file /d/a/f
 
+the host lists an allowed directory beside a denied one
+    makedirs   /d/opened
+    makedirs   /d/closed
+    guard      deny=/d/closed allow=/d/opened
+    through list /d/opened   -> ALLOW OPEN_PERM directory /d/opened
+    through list /d/closed   -> EPERM
+                             -> DENY OPEN_PERM directory /d/closed
+
 a process with mounts of its own is refused too
     makedirs   /d/a
     write      /d/a/f
