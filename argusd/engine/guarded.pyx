@@ -9,7 +9,7 @@ from argusd.engine.entering cimport open_name
 from argusd.engine.mounts cimport next_mount, read_mounts
 from argusd.engine.work cimport notice_push_path
 from argusd.guarding.check cimport guarded_check
-from argusd.guarding.guards cimport Guarded, guarded_add, guarded_settle
+from argusd.guarding.guards cimport Guarded, guarded_add, guarded_look, guarded_settle
 from argusd.guarding.table cimport FOLDER, ITSELF, NAME
 from argusd.includes.linux cimport AT_EMPTY_PATH, STATX_TYPE, S_ISDIR, close, readlinkat, statx, statx_t
 
@@ -94,6 +94,7 @@ cdef int guard_root(Walk *walk, Root *root, const Finding *finding) noexcept nog
     """Guard what the path stands for now; 0 or an errno, with root.guarded.guard.step."""
     cdef Guarded *guarded = &root.guarded
     cdef int error = 0, further = 0
+    guarded_look(guarded, walk.entrance.root_fd)
     if finding.fd >= 0:
         error = guarded_add(guarded, FOLDER if finding.directory else ITSELF, finding.fd, root.path, NULL, NULL)
     if finding.fd >= 0 and finding.directory:

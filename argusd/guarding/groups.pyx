@@ -20,11 +20,14 @@ from argusd.includes.fanotify cimport (
     FAN_NONBLOCK,
     FAN_UNLIMITED_MARKS,
     FAN_UNLIMITED_QUEUE,
+    STATX_MNT_ID,
     fanotify_init,
     fstatfs,
+    mount_of,
     statfs_t,
 )
 from argusd.includes.linux cimport (
+    AT_EMPTY_PATH,
     EFD_CLOEXEC,
     EFD_NONBLOCK,
     F_DUPFD_CLOEXEC,
@@ -47,6 +50,8 @@ from argusd.includes.linux cimport (
     mmap,
     munmap,
     open,
+    statx,
+    statx_t,
     write,
 )
 from argusd.includes.pthread cimport (
@@ -107,14 +112,23 @@ cdef bint is_remote(int fd) noexcept nogil:
     return LOCAL_TYPES[i] == 0
 
 
-cdef bint is_beyond_us(int fd) noexcept nogil:
+cdef uint64_t mount_number(int fd) noexcept nogil:
+    """Of the mount through which it was found, 0 where the kernel does not tell (before Linux 5.8)."""
+    cdef statx_t status
+    if statx(fd, b"", AT_EMPTY_PATH, STATX_MNT_ID, &status) != 0 or not status.stx_mask & STATX_MNT_ID:
+        return 0
+    return mount_of(&status)
+
+
+cdef bint is_beyond_us(int fd, uint64_t root_mount) noexcept nogil:
     """Is it on a file system that cannot be guarded?
 
     A thread that waits for the server of a FUSE file system cannot even be killed. A process that is to end could not
-    let go of its groups then, and everybody who waits for them would wait for that server, which may be hostile.
+    let go of its groups then, and everybody who waits for them would wait for that server, which may be hostile. It can
+    be hidden below an overlay; that of a container's root was made by its runtime, any other by whoever could mount.
     """
     cdef unsigned long kind = file_system(fd)
-    return kind == 0 or kind == FUSE
+    return kind == 0 or kind == FUSE or (kind == OVERLAYFS and mount_number(fd) != root_mount)
 
 
 cdef bint is_layered(int fd) noexcept nogil:

@@ -1,6 +1,6 @@
 # Guards as the engine has them: one for each subject in each container.
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from argusd._records cimport Lines
 from argusd.guarding.groups cimport Gate
@@ -31,9 +31,11 @@ cdef struct Guard:
 cdef struct Guarded:
     Guard *guard
     bint deny
+    uint64_t root_mount             # of the container's root, when it was last looked up; 0 where that is not told
     Entry *entries                  # what it stands for
     Entry *found                    # what it is found to stand for, while it is looked up
 
+cdef void guarded_look(Guarded *guarded, int root_fd) noexcept nogil
 cdef int guarded_add(Guarded *guarded, int kind, int fd, const char *path, const char *child,
                      const char *name) noexcept nogil
 cdef bint is_file(const Entry *entry, int fd) noexcept nogil

@@ -20,7 +20,15 @@ from libc.stdlib cimport abort, calloc, free, malloc
 from libc.string cimport memcmp, memcpy, strdup, strlen
 
 from argusd.guarding.asking cimport birth
-from argusd.guarding.groups cimport LOCAL, REMOTE, group_for, is_beyond_us, is_layered, is_remote
+from argusd.guarding.groups cimport (
+    LOCAL,
+    REMOTE,
+    group_for,
+    is_beyond_us,
+    is_layered,
+    is_remote,
+    mount_number,
+)
 from argusd.guarding.marks cimport mark_again, mark_drop, mark_set
 from argusd.guarding.table cimport (
     ITSELF,
@@ -210,6 +218,11 @@ cdef void keep(Guarded *guarded, Entry *entry) noexcept nogil:
     guarded.found = entry
 
 
+cdef void guarded_look(Guarded *guarded, int root_fd) noexcept nogil:
+    """A look-up begins, in the container whose root that is."""
+    guarded.root_mount = mount_number(root_fd)
+
+
 cdef int guarded_add(Guarded *guarded, int kind, int fd, const char *path, const char *child,
                      const char *name) noexcept nogil:
     """Guard a thing that a path is found to stand for: what is behind an O_PATH descriptor, or a ``name`` in there.
@@ -223,7 +236,7 @@ cdef int guarded_add(Guarded *guarded, int kind, int fd, const char *path, const
     cdef Subject *subject
     cdef int error = 0, number = REMOTE if is_remote(fd) else LOCAL
     guard.step = STEP_MARK
-    if is_beyond_us(fd):
+    if is_beyond_us(fd, guarded.root_mount):
         return EOPNOTSUPP
     guard.step = STEP_INIT
     subject = subject_in(guard, number, &error)

@@ -347,6 +347,25 @@ def test_file_system_of_a_user_is_refused(sandbox: Sandbox) -> None:
         until(lambda: any(notice.kind == "unguarded" for notice in sandbox.guarding.engine.notices()), "it is told")
 
 
+def test_overlay_that_is_not_the_containers_root_is_refused(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Whoever can mount may have put it on a file system of his own."""
+    place = sandbox.folder / "overlay"
+    for folder in (place, tmp_path / "lower", tmp_path / "upper", tmp_path / "work"):
+        folder.mkdir()
+    (tmp_path / "lower/f").write_text("-")
+    layers = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work".encode()
+    if _libc.mount(b"overlay", os.fsencode(place), b"overlay", 0, layers) != 0:
+        pytest.skip(f"no overlay on this file system: {os.strerror(ctypes.get_errno())}")
+    sandbox.mounted.append(place)
+    with pytest.raises(GuardError) as caught:
+        sandbox.deny(place / "f")
+    assert (caught.value.step, caught.value.errno) == ("mark", errno.EOPNOTSUPP)
+    container = Container(place, own_mounts=True)
+    sandbox.guarding.guard("root", container.pid, deny=[b"/f"])
+    assert not sandbox.opens(place / "f")
+    container.close()
+
+
 def test_check_that_somebody_else_holds_up_is_an_error(sandbox: Sandbox) -> None:
     with Unanswered(sandbox.file), pytest.raises(GuardError) as caught:
         sandbox.deny(sandbox.file)
