@@ -282,6 +282,7 @@ cdef struct Core:
     int fence_wd
     int pace                    # looks, listings or removals in a row whose events do not fill the queue
     uint64_t fence_placed       # number of the last mark put into the queue
+    uint64_t fence_first        # number of the first mark since some were lost
     uint64_t fence_passed       # number of the last mark that the reader came by
     uint64_t event_passed       # that number when the event at hand came
     int reading                 # the reader may have a batch at hand
@@ -357,6 +358,7 @@ cdef int64_t monotonic_ns() noexcept nogil
 cdef uint64_t fence_place(Core *core) noexcept nogil
 cdef uint64_t fence_if_needed(Core *core) noexcept nogil
 cdef void fence_reset(Core *core) noexcept nogil
+cdef void fence_pass(Core *core) noexcept nogil
 cdef uint64_t name_hash(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil
 cdef WdEntry *wd_find(Core *core, int wd) noexcept nogil
 cdef WdEntry *wd_attach(Core *core, int wd, uint32_t mask, uint32_t node) noexcept nogil

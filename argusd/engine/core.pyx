@@ -171,11 +171,20 @@ cdef bint fence_make(Core *core) noexcept nogil:
 
 
 cdef void fence_reset(Core *core) noexcept nogil:
-    """After an overflow some marks are lost: all that were placed count as passed, and new ones get a new file."""
-    core.fence_passed = core.fence_placed
+    """After an overflow some marks are lost: all that were placed have passed when the first one on a new file has.
+
+    Not before: events that came after some of them are still to come as well.
+    """
     inotify_rm_watch(core.inotify_fd, core.fence_wd)
     close(core.fence_fd)
     fence_make(core)
+    core.fence_first = fence_place(core)
+
+
+cdef void fence_pass(Core *core) noexcept nogil:
+    """The next mark has come out of the queue."""
+    core.fence_passed = max(core.fence_passed + 1, core.fence_first)
+    core.event_passed = core.fence_passed
 
 
 cdef inline uint64_t mix(uint64_t value) noexcept nogil:

@@ -35,6 +35,7 @@ from argusd.engine.core cimport (
     Window,
     core_lock_first,
     core_unlock_first,
+    fence_pass,
     fence_reset,
     monotonic_ns,
     wd_find,
@@ -266,7 +267,6 @@ cdef void overflow(Reader *reader) noexcept nogil:
     forget_looks(core)
     drop_limbo(core)
     begin_repair(reader)
-    settle(reader)
 
 
 cdef void look_hold(Core *core, const inotify_event *event) noexcept nogil:
@@ -294,8 +294,7 @@ cdef void handle(Reader *reader, const inotify_event *event) noexcept nogil:
     cdef uint32_t node, after, serial
     if event.wd == core.fence_wd:
         if not event.mask & IN_IGNORED:
-            core.fence_passed += 1
-            core.event_passed = core.fence_passed
+            fence_pass(core)
             settle(reader)
         return
     reader.handled += 1
