@@ -7,6 +7,8 @@ Facts about inotify that shape this file:
 * An identical event right behind the last one is merged into it by the kernel.
 * When the queue is full, the kernel drops what comes and leaves one IN_Q_OVERFLOW. What was missed is then found by
   listing every directory again; files tell by their time of birth whether they are new.
+* That time may be as coarse as CLOCK_REALTIME_COARSE, which is some milliseconds behind, or as fine as CLOCK_REALTIME:
+  the kernel chooses. And a file gets it before its event is queued.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -51,7 +53,6 @@ from argusd.engine.tree cimport is_before_look, node_free_tree, node_is
 from argusd.engine.window cimport echo_drop, echoes_expire
 from argusd.engine.work cimport job_push, look_free, notice_push, recent_add, root_push, swap_free, tell_python
 from argusd.includes.linux cimport (
-    CLOCK_REALTIME_COARSE,
     IN_CREATE,
     IN_DELETE,
     IN_IGNORED,
@@ -78,6 +79,7 @@ cdef enum:
     EVENTS_SIZE = 1024 * 1024       # bytes read at once: the whole default queue of 16,384 short names
     BUSY = 16                       # events in one read from which on the next is put off, so that it brings more
     NAP_US = 1000
+    BIRTH_NS = 100 * 1000 * 1000    # at most between a file's time of birth and its event
 
 
 cdef void ignored(Reader *reader, WdEntry *entry, const inotify_event *event) noexcept nogil:
@@ -229,9 +231,9 @@ cdef void begin_repair(Reader *reader) noexcept nogil:
     cdef int i
     if not core.repair:
         core.repair = True
-        core.repair_since_ns = reader.last_ns
+        core.repair_since_ns = reader.last_ns - BIRTH_NS
         for i in range(CREATED_KEPT):
-            if reader.created[i].ns >= reader.last_ns:
+            if reader.created[i].ns >= core.repair_since_ns:
                 recent_add(core, reader.created[i].hashed)
     while subscription != NULL:
         for i in range(subscription.root_count):
@@ -323,24 +325,20 @@ cdef void handle(Reader *reader, const inotify_event *event) noexcept nogil:
         node = after if after and node_is(core, after, serial) else 0
 
 
-cdef int64_t file_time() noexcept nogil:
-    """Now, by the clock that file systems take times from, in nanoseconds."""
+cdef int64_t now_ns() noexcept nogil:
     cdef timespec now
-    clock_gettime(CLOCK_REALTIME_COARSE, &now)
+    clock_gettime(CLOCK_REALTIME, &now)
     return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
 cdef void handle_batch(Reader *reader, size_t size, int *count) noexcept nogil:
     cdef const inotify_event *event
     cdef size_t at = 0
-    cdef timespec now
     cdef int i
     count[0] = 0
-    clock_gettime(CLOCK_REALTIME, &now)
-    stamp_set(&reader.stamp, <int64_t>now.tv_sec * 1000000000 + now.tv_nsec, reader.thread_id,
-              b"_inotify.pyx:1")
+    reader.batch_ns = now_ns()
+    stamp_set(&reader.stamp, reader.batch_ns, reader.thread_id, b"_inotify.pyx:1")
     reader.counted = False
-    reader.batch_ns = file_time()
     core_lock_first(reader.core)
     while at < size:
         event = <const inotify_event *>(reader.events + at)
@@ -372,7 +370,7 @@ cdef void *reader_main(void *argument) noexcept nogil:
     sources[1].fd, sources[1].events = reader.stop_fd, POLLIN
     while True:
         store_int(&reader.core.reading, 1)
-        reader.read_ns = file_time()
+        reader.read_ns = now_ns()
         size = read(reader.core.inotify_fd, reader.events, EVENTS_SIZE)
         if size > 0:
             handle_batch(reader, <size_t>size, &count)

@@ -40,7 +40,7 @@ cdef struct Reader:
     uint32_t created_at
     int64_t batch_ns                # when the batch was begun
     int64_t read_ns                 # just before it was read
-    int64_t last_ns                 # just before the batch before it was read; all by the clock of file times
+    int64_t last_ns                 # just before the batch before it was read
     long thread_id
     uint64_t number                 # of the event that is being handled
     bint counted                    # something was counted in this batch

@@ -136,9 +136,6 @@ cdef extern from "<string.h>" nogil:
     void *memrchr(const void *text, int byte, size_t size)
     void *memmem(const void *haystack, size_t size, const void *needle, size_t needle_size)
 
-cdef extern from "<time.h>" nogil:
-    int CLOCK_REALTIME_COARSE       # the clock that file systems take times from
-
 cdef extern from "<sys/random.h>" nogil:
     ssize_t getrandom(void *buffer, size_t size, unsigned int flags)
 
