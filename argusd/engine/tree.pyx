@@ -298,13 +298,18 @@ cdef void node_orphan(Core *core, uint32_t node) noexcept nogil:
     core.generation += 1
 
 
+cdef bint is_base(const Core *core, uint32_t node) noexcept nogil:
+    """Is it a top, or a removed directory that keeps its path? Paths are made from there."""
+    return core.nodes[node].parent == 0 or core.nodes[node].flags & NODE_ORPHAN
+
+
 cdef size_t names_from(Core *core, uint32_t node, size_t size, char *end) noexcept nogil:
     """Write the last names of a node's path, each behind a slash, so that they end at ``end``.
 
-    As many as have room in ``size`` bytes, up to the top of the tree. Returns how many bytes that were.
+    As many as have room in ``size`` bytes, up to the base. Returns how many bytes that were.
     """
     cdef size_t done = 0, more
-    while core.nodes[node].parent:
+    while not is_base(core, node):
         more = <size_t>core.nodes[node].name_size + 1
         if done + more > size:
             break
@@ -323,20 +328,21 @@ cdef uint32_t count_names(const char *path, size_t size) noexcept nogil:
     return count
 
 
-cdef void path_begin(Core *core, const Root *root, const uint32_t *first, uint32_t levels, Buffer *out) noexcept nogil:
+cdef void path_begin(Core *core, const char *base, size_t size, const uint32_t *first, uint32_t levels,
+                     Buffer *out) noexcept nogil:
     """Append the whole names at the beginning of a path that have room in PATH_BEGIN bytes.
 
-    ``first`` has the nodes of the ``levels`` levels below the subject path, level modulo PATH_FIRST; the deep ones
-    were overwritten by those above them.
+    ``first`` has the nodes of the ``levels`` levels below the base, level modulo PATH_FIRST; the deep ones were
+    overwritten by those above them.
     """
-    cdef size_t begin = out.size, size = root.path_size if root.path_size > 1 else 0
+    cdef size_t begin = out.size
     cdef uint32_t level = levels, node
     if size > PATH_BEGIN:
         size = PATH_BEGIN
-        while root.path[size] != c'/':
+        while base[size] != c'/':
             size -= 1
-        level = 0                   # nothing below the subject path
-    buffer_add(out, root.path, size)
+        level = 0                   # nothing below the base
+    buffer_add(out, base, size)
     while level > 0:
         level -= 1
         node = first[level % PATH_FIRST]
@@ -346,26 +352,25 @@ cdef void path_begin(Core *core, const Root *root, const uint32_t *first, uint32
         buffer_add(out, core.nodes[node].name, core.nodes[node].name_size)
 
 
-cdef void shortened_path(Core *core, uint32_t node, Buffer *out) noexcept nogil:
+cdef void shortened_path(Core *core, uint32_t node, const char *base, size_t base_size, Buffer *out) noexcept nogil:
     """Append the beginning and the end of a path that is longer than any that a program can use.
 
     Between them stands how many directories are left out. No path has an empty name, so none can be taken for this.
     """
-    cdef Root *root = core.nodes[node].root
     cdef uint32_t first[PATH_FIRST]
     cdef char last[PATH_END]
     cdef char mark[64]
     cdef uint32_t at = node, levels = 0, left_out
     cdef size_t begin = out.size, size
-    while core.nodes[at].parent:
+    while not is_base(core, at):
         first[levels % PATH_FIRST] = at
         levels += 1
         at = core.nodes[at].parent
     size = names_from(core, node, PATH_END, last + PATH_END)
-    path_begin(core, root, first, levels, out)
+    path_begin(core, base, base_size, first, levels, out)
     if out.failed:
         return
-    left_out = levels + (count_names(root.path, root.path_size) if root.path_size > 1 else 0)
+    left_out = levels + count_names(base, base_size)
     left_out -= count_names(out.data + begin, out.size - begin) + count_names(last + PATH_END - size, size)
     buffer_add(out, mark, <size_t>snprintf(mark, sizeof(mark), b"//\xe2\x80\xa6%u directories\xe2\x80\xa6/", left_out))
     buffer_add(out, last + PATH_END - size, size)
@@ -376,21 +381,23 @@ cdef void node_path(Core *core, uint32_t node, Buffer *out) noexcept nogil:
 
     It is for people and programs to read, not to look anything up with.
     """
-    cdef Root *root = core.nodes[node].root
-    cdef size_t size = root.path_size
+    cdef const Root *root = core.nodes[node].root
+    cdef const char *base = root.path
+    cdef size_t base_size = root.path_size, size = 0
     cdef uint32_t at = node
-    if core.nodes[node].flags & NODE_ORPHAN:
-        buffer_add(out, core.nodes[node].name, strlen(core.nodes[node].name))
-        return
-    while core.nodes[at].parent and size <= PATH_LONGEST + 1:
+    while not is_base(core, at):
         size += <size_t>core.nodes[at].name_size + 1
         at = core.nodes[at].parent
-    if root.path_size == 1 and size > 1:
-        size -= 1               # the root directory brings its own slash
+    if core.nodes[at].flags & NODE_ORPHAN:
+        base = core.nodes[at].name
+        base_size = strlen(base)
+    elif base_size == 1 and size:
+        base_size = 0           # the names bring their own slashes
+    size += base_size
     if size > PATH_LONGEST:
-        shortened_path(core, node, out)
+        shortened_path(core, node, base, base_size, out)
     elif buffer_room(out, size):
-        memcpy(out.data + out.size, root.path, root.path_size)
+        memcpy(out.data + out.size, base, base_size)
         out.size += size
         names_from(core, node, size, out.data + out.size)
 
