@@ -25,7 +25,6 @@ from argusd.engine.core cimport (
     NODE_LIMBO,
     NODE_MOVED,
     NODE_RELIST,
-    NODE_STILL,
     NODE_WINDOW,
     Name,
     WdEntry,
@@ -58,7 +57,6 @@ from argusd.engine.limbo cimport (
 )
 from argusd.engine.report cimport CREATED_KEPT, Created, emit, report
 from argusd.engine.tree cimport (
-    is_before_look,
     is_known,
     is_older,
     node_below,
@@ -76,7 +74,7 @@ from argusd.engine.tree cimport (
     other_place,
 )
 from argusd.engine.window cimport window_add, window_find, window_free, window_name
-from argusd.engine.work cimport job_push, recent_add, recent_has, root_push, swap_push, told_hash
+from argusd.engine.work cimport job_push, look_disturb, recent_add, recent_has, root_push, swap_push, told_hash
 from argusd.includes.linux cimport (
     IN_ATTRIB,
     IN_CREATE,
@@ -201,7 +199,6 @@ cdef void moved_from(Core *core, uint32_t parent, const inotify_event *event, si
         displaced.rival_serial = core.nodes[node].serial
         # Nothing is to be held back of one that is not watched: let it stand until more is known.
         if core.nodes[node].wd < 0 and not core.nodes[node].flags & NODE_ENDING:
-            core.nodes[node].flags &= <unsigned short>~NODE_STILL
             job_push(core, node)
             return
     elif displaced != NULL:
@@ -383,7 +380,7 @@ cdef void move_self(Reader *reader, uint32_t node, const inotify_event *event) n
             limbo_free(core, displaced)
         if root.subscription.mask & BOTH_MOVES != BOTH_MOVES:   # else the pair of events has told it
             report(reader, node, event, 0)
-        core.nodes[node].flags &= <unsigned short>~NODE_STILL
+        look_disturb(core, node)
         job_push(core, node)                # see that it is where the pair put it
 
 
@@ -391,8 +388,8 @@ cdef void entry_event(Reader *reader, uint32_t node, const inotify_event *event,
     """Take what happened to an entry of a directory into its tree."""
     cdef Core *core = reader.core
     cdef uint32_t child = node_find(core, node, event.name, size) if event.mask & ENTRIES else 0
-    if child and not is_before_look(core, child):
-        core.nodes[child].flags &= <unsigned short>~NODE_STILL
+    if child:
+        look_disturb(core, child)
     if event.mask & IN_MOVED_TO:
         moved_to(reader, node, event, size)
     elif not event.mask & IN_ISDIR:

@@ -25,7 +25,6 @@ cdef enum:
     NODE_MOVED = 128            # has moved since the last attempt to arm it
     NODE_DEPARTED = 256         # a subject's file that lost its name: only its end is still reported
     NODE_RELIST = 512           # its subdirectories are within maxDepth now, and to be found
-    NODE_STILL = 1024           # since the walker's last look began, no event has named what stands here
     NODE_FIRST = 2048           # armed by the first walk of its subscription
     NODE_ORPHAN = 4096          # removed while somebody has it open: its name is the whole path that it had
     NODE_UNLISTED = 8192        # its subdirectories are not yet known
@@ -38,7 +37,7 @@ cdef struct Node:
     uint32_t prev_sibling
     uint32_t next_on_wd         # next node with the same watch descriptor
     uint32_t serial             # changes whenever the index is used for another directory
-    uint32_t mark               # before it events are not about what a top watches, or do not bear on the last look
+    uint32_t mark               # of a top: events from before it are not about what it watches
     uint32_t listed             # the mark behind its listing: from there on all that is in it is known; 0: none
     int wd                      # -1 when not armed
     unsigned short flags
@@ -241,13 +240,16 @@ cdef struct Retry:
     unsigned char attempt       # which attempt that was
     Retry *next
 
-# What the walker found at the place of a node, for the reader to take over when it has come to the same point in time.
+# The walker looks at the place of a node: what it finds there is for the reader to take over when that has come to the
+# same point in time.
 cdef struct Look:
     uint32_t node
     uint32_t serial
     uint32_t parent             # in which it was looked for
     uint32_t parent_serial
     uint64_t name               # hash of the name and its parent
+    uint32_t mark               # before it events do not bear on the look
+    bint still                  # no event since then has named what stands here
     uint64_t fence              # 0: not yet placed
     int wd                      # of the directory that is there, watched by now; 0 when there is none
     Buffer held                 # what it has told since it is watched

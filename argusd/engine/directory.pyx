@@ -17,7 +17,6 @@ from argusd.engine.core cimport (
     NODE_QUEUED,
     NODE_QUIET,
     NODE_RELIST,
-    NODE_STILL,
     NOISY,
     STRUCTURE,
     Core,
@@ -52,7 +51,7 @@ from argusd.engine.walk cimport (
     walk_enter,
 )
 from argusd.engine.window cimport rescan_window
-from argusd.engine.work cimport job_push, look_free, look_push, look_unlink, proof_take, retry_push
+from argusd.engine.work cimport job_push, look_begin, look_end, look_found, proof_take, retry_push
 from argusd.includes.linux cimport IN_DELETE, IN_DELETE_SELF, IN_MODIFY, IN_MOVED_TO, IN_MOVE_SELF, close
 from argusd.includes.pthread cimport load_int
 
@@ -78,14 +77,14 @@ cdef uint32_t wanted(const Subscription *subscription, bint quiet) noexcept nogi
     return mask
 
 
-cdef void move_here(Walk *walk, uint32_t node, uint32_t serial, uint32_t other) noexcept nogil:
-    """A directory is at ``node``, as is proven, that the tree has at ``other``; called with the lock held.
+cdef void move_here(Walk *walk, const Look *look, uint32_t other) noexcept nogil:
+    """A directory is where was looked, as is proven, that the tree has at ``other``; called with the lock held.
 
     Either the tree is wrong: then the watch and what is below move here, and ``other`` is looked at again. Or the
     directory really is at both places (a bind mount): then the first one keeps it.
     """
     cdef Core *core = walk.core
-    cdef uint32_t other_serial = core.nodes[other].serial, child
+    cdef uint32_t node = look.node, other_serial = core.nodes[other].serial, child
     cdef int fd, wd = core.nodes[other].wd
     if node_below(core, node, other) or node_below(core, other, node):
         return
@@ -94,9 +93,9 @@ cdef void move_here(Walk *walk, uint32_t node, uint32_t serial, uint32_t other) 
     if fd >= 0:
         close(fd)
     core_lock(core)
-    if fd >= 0 or not node_is(core, node, serial):
+    if fd >= 0 or not node_is(core, node, look.serial):
         return
-    if not node_is(core, other, other_serial) or core.nodes[other].wd != wd or not core.nodes[node].flags & NODE_STILL:
+    if not node_is(core, other, other_serial) or core.nodes[other].wd != wd or not look.still:
         retry_push(core, node)
         return
     wd_detach(core, node)
@@ -125,33 +124,31 @@ cdef int verified(Walk *walk, uint32_t node, int wd, const char *name, int paren
     return wd
 
 
-cdef Look *found(Walk *walk, uint32_t node, uint32_t serial, int fd, int *wd) noexcept nogil:
-    """The directory behind ``fd`` is, or was just now, at the place of ``node``: watch it.
+cdef bint found(Walk *walk, Look *look, int fd, int *wd) noexcept nogil:
+    """The directory behind ``fd`` is, or was just now, where was looked: watch it.
 
-    Returns what is to be concluded, or NULL. Then ``wd`` is set when the tree has just this directory here.
+    True when that is to be concluded. Else ``wd`` is set when the tree has just this directory here.
     """
     cdef Core *core = walk.core
+    cdef uint32_t node = look.node
     cdef uint32_t mask = wanted(walk.root.subscription, core.nodes[node].wd < 0), other
     cdef int watched = add_watch(core, fd, mask)
     cdef Identity identity
-    cdef Look *look
     if watched < 0 or wd_attach(core, watched, mask, 0) == NULL:
         failed(walk, node, -watched if watched < 0 else ENOMEM)
-        return NULL
+        return False
     if core.nodes[node].wd == watched:
         wd[0] = watched
-        return NULL
+        return False
     if not identify(fd, &identity):
         identity.valid = False
     other = other_place(core, node, watched)
-    if other and same_file(&identity, &walk.proven) and core.nodes[node].flags & NODE_STILL:
-        move_here(walk, node, serial, other)
+    if other and same_file(&identity, &walk.proven) and look.still:
+        move_here(walk, look, other)
         wd_unused(core, watched)
-        return NULL
-    look = look_push(core, node, watched)
-    if look != NULL:
-        look.found = identity
-    return look
+        return False
+    look_found(core, look, watched, &identity)
+    return True
 
 
 cdef bint is_plain(Core *core, const Look *look) noexcept nogil:
@@ -187,8 +184,7 @@ cdef int conclude(Walk *walk, Look *look, const char *name, int parent_wd) noexc
         expect_echoes(walk, wd, parent_wd, name)
     else:
         node_free_tree(core, node)
-    look_unlink(core, look)
-    look_free(core, look)
+    look_end(core, look)
     return wd
 
 
@@ -199,7 +195,8 @@ cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     cdef uint32_t parent, parent_serial
     cdef char name[256]
     cdef int parent_fd, fd, error, parent_wd, wd = -1
-    cdef Look *look = NULL
+    cdef bint new = False
+    cdef Look *look
     core_lock(core)
     if not node_is(core, node, serial) or core.nodes[node].root.subscription.cancelled:
         core_unlock(core)
@@ -213,8 +210,11 @@ cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
         core_unlock(core)
         return
     proof_take(core, node, &walk.proven)
-    core.nodes[node].flags |= NODE_STILL
-    core.nodes[node].mark = <uint32_t>fence_if_needed(core)
+    look = look_begin(core, node)
+    if look == NULL:
+        core_unlock(core)
+        walk.error = ENOMEM
+        return
     if core.nodes[node].attempts < 255:
         core.nodes[node].attempts += 1
     parent_serial = core.nodes[parent].serial
@@ -225,7 +225,7 @@ cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     error = walk_enter(walk, root)
     parent_fd = parent_open(walk, parent, parent_serial) if not error else -error
     if parent_fd < 0:
-        lost(walk, node, serial, -parent_fd)
+        lost(walk, look, -parent_fd)
         return
     fd = below(parent_fd, name)
     core_lock(core)
@@ -236,15 +236,17 @@ cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     elif core.nodes[node].flags & (NODE_MOVED | NODE_LIMBO | NODE_DISPLACED):
         pass                            # events go on with it
     elif fd >= 0:
-        look = found(walk, node, serial, fd, &wd)
+        new = found(walk, look, fd, &wd)
         if wd >= 0:
             wd = verified(walk, node, wd, name, parent_wd)
     elif is_absence(-fd):
-        look = look_push(core, node, 0)
+        new = True
     else:
         failed(walk, node, -fd)
+    if not new:
+        look_end(core, look)
     core_unlock(core)
-    if look != NULL:
+    if new:
         barrier(parent_fd)
         core_lock(core)
         wd = conclude(walk, look, name, parent_wd)

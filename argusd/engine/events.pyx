@@ -23,7 +23,6 @@ from argusd.engine.core cimport (
     ANCHORED,
     LOOKED,
     NODE_ENDING,
-    NODE_STILL,
     NOISY,
     NOTICE_OVERFLOW,
     OVERFLOW_INDEX,
@@ -49,7 +48,7 @@ from argusd.engine.anchors cimport anchors_lose
 from argusd.engine.changes cimport end_node, expire, node_event, take_over, window_settle
 from argusd.engine.paths cimport anchored, judge
 from argusd.engine.report cimport PATHS, Created, emit, flush_lines
-from argusd.engine.tree cimport is_before_look, node_free_tree, node_is
+from argusd.engine.tree cimport is_ahead, node_free_tree, node_is
 from argusd.engine.window cimport echo_drop, echoes_expire
 from argusd.engine.work cimport job_push, look_free, notice_push, recent_add, root_push, swap_free, tell_python
 from argusd.includes.linux cimport (
@@ -276,7 +275,7 @@ cdef void look_hold(Core *core, const inotify_event *event) noexcept nogil:
     cdef Look *look = core.looks
     while look != NULL:
         if (look.wd == event.wd and not look.proven and node_is(core, look.node, look.serial)
-                and not is_before_look(core, look.node)):
+                and not is_ahead(core, look.mark)):
             hold(core, &look.held, look.node, event)
         look = look.next
 
@@ -285,8 +284,7 @@ cdef void forget_looks(Core *core) noexcept nogil:
     """Events were lost that may have named what was being looked at."""
     cdef Look *look = core.looks
     while look != NULL:
-        if node_is(core, look.node, look.serial):
-            core.nodes[look.node].flags &= <unsigned short>~NODE_STILL
+        look.still = False
         look = look.next
 
 

@@ -9,7 +9,6 @@ from argusd.engine.core cimport (
     NODE_DISPLACED,
     NODE_LIMBO,
     NODE_ORPHAN,
-    NODE_STILL,
     ORIGINS,
     Node,
     Origin,
@@ -192,7 +191,7 @@ cdef void hold(Core *core, Buffer *events, uint32_t node, const inotify_event *e
 cdef bint is_at(Core *core, const Look *look) noexcept nogil:
     """Does a node still stand where it was looked for, and has no event since then named what stands there?"""
     cdef const Node *node = &core.nodes[look.node]
-    return (node.flags & NODE_STILL and not node.flags & (NODE_LIMBO | NODE_DISPLACED | NODE_ORPHAN)
+    return (look.still and not node.flags & (NODE_LIMBO | NODE_DISPLACED | NODE_ORPHAN)
             and node.parent == look.parent and core.nodes[look.parent].serial == look.parent_serial
             and name_hash(core, node.parent, node.name, node.name_size) == look.name
             and not node.root.unsure and limbo_of(core, look.node) == NULL)

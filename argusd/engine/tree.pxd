@@ -12,7 +12,7 @@ cdef uint32_t node_new(Core *core, uint32_t parent, Root *root, const char *name
 cdef bint is_older(Core *core, uint32_t node) noexcept nogil
 cdef bint node_is(Core *core, uint32_t node, uint32_t serial) noexcept nogil
 cdef bint is_known(Core *core, uint32_t node) noexcept nogil
-cdef bint is_before_look(Core *core, uint32_t node) noexcept nogil
+cdef bint is_ahead(const Core *core, uint32_t mark) noexcept nogil
 cdef uint32_t other_place(Core *core, uint32_t node, int wd) noexcept nogil
 cdef void node_move(Core *core, uint32_t node, uint32_t parent, const char *name, size_t size) noexcept nogil
 cdef void node_free_tree(Core *core, uint32_t node) noexcept nogil

@@ -179,11 +179,6 @@ cdef bint is_older(Core *core, uint32_t node) noexcept nogil:
     return core.nodes[node].parent == 0 and is_ahead(core, core.nodes[node].mark)
 
 
-cdef bint is_before_look(Core *core, uint32_t node) noexcept nogil:
-    """Did the event at hand come before the walker's last look at ``node`` began?"""
-    return is_ahead(core, core.nodes[node].mark)
-
-
 cdef bint is_known(Core *core, uint32_t node) noexcept nogil:
     """Does the tree have every subdirectory that this one had when the event at hand came?"""
     return not core.nodes[node].flags & NODE_UNLISTED and not is_ahead(core, core.nodes[node].listed)

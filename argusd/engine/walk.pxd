@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t
 
 from argusd._records cimport Buffer
-from argusd.engine.core cimport Core, Identity, Job, Root, Subscription
+from argusd.engine.core cimport Core, Identity, Job, Look, Root, Subscription
 from argusd.engine.entering cimport Entrance
 
 cdef enum:
@@ -49,4 +49,4 @@ cdef void wait_for_reader(Core *core) noexcept nogil
 cdef bint is_absence(int error) noexcept nogil
 cdef bint stack_push(Walk *walk, uint32_t node) noexcept nogil
 cdef void failed(Walk *walk, uint32_t node, int error) noexcept nogil
-cdef void lost(Walk *walk, uint32_t node, uint32_t serial, int error) noexcept nogil
+cdef void lost(Walk *walk, Look *look, int error) noexcept nogil

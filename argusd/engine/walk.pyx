@@ -42,7 +42,7 @@ from argusd.engine.entering cimport (
 )
 from argusd.engine.opening cimport add_watch
 from argusd.engine.tree cimport node_is, node_path
-from argusd.engine.work cimport job_push, notice_push, retry_push
+from argusd.engine.work cimport job_push, look_end, notice_push, retry_push
 from argusd.includes.linux cimport F_DUPFD_CLOEXEC, close, fcntl, usleep
 from argusd.includes.pthread cimport load_int, store_int
 
@@ -317,18 +317,20 @@ cdef bint is_absence(int error) noexcept nogil:
     return error == ENOENT or error == ENOTDIR or error == ELOOP
 
 
-cdef void lost(Walk *walk, uint32_t node, uint32_t serial, int error) noexcept nogil:
-    """A directory cannot be reached by its path as the tree has it: events, still in the queue, will tell why.
+cdef void lost(Walk *walk, Look *look, int error) noexcept nogil:
+    """The place of a look cannot be reached by its path as the tree has it: events, still in the queue, will tell why.
 
     Where they do not, the directory above is not where the tree has it.
     """
     cdef Core *core = walk.core
+    cdef uint32_t node = look.node
     core_lock(core)
-    if node_is(core, node, serial):
+    if node_is(core, node, look.serial):
         if is_absence(error) or error == ESTALE:
             retry_push(core, node)
             if core.nodes[node].attempts > 2 and core.nodes[node].parent:
                 job_push(core, core.nodes[node].parent)
         elif error != ESRCH:
             failed(walk, node, error)
+    look_end(core, look)
     core_unlock(core)

@@ -5,9 +5,11 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from argusd.engine.core cimport Core, Identity, Look, Root, Swap
 
 cdef void retry_push(Core *core, uint32_t node) noexcept nogil
-cdef Look *look_push(Core *core, uint32_t node, int wd) noexcept nogil
-cdef void look_unlink(Core *core, const Look *look) noexcept nogil
+cdef Look *look_begin(Core *core, uint32_t node) noexcept nogil
+cdef void look_found(Core *core, Look *look, int wd, const Identity *found) noexcept nogil
+cdef void look_disturb(Core *core, uint32_t node) noexcept nogil
 cdef void look_free(Core *core, Look *look) noexcept nogil
+cdef void look_end(Core *core, Look *look) noexcept nogil
 cdef void proof_take(Core *core, uint32_t node, Identity *proven) noexcept nogil
 cdef void drop_stale(Core *core) noexcept nogil
 cdef int64_t place_due(Core *core, int64_t now_ns) noexcept nogil

@@ -9,7 +9,6 @@ from argusd.engine.core cimport (
     LOOKED,
     NODE_ORPHAN,
     NODE_QUEUED,
-    NODE_STILL,
     Echo,
     Identity,
     Job,
@@ -19,13 +18,14 @@ from argusd.engine.core cimport (
     Retry,
     WdEntry,
     Window,
+    fence_if_needed,
     fence_place,
     monotonic_ns,
     name_hash,
     wd_find,
     wd_unused,
 )
-from argusd.engine.tree cimport node_is, node_path
+from argusd.engine.tree cimport is_ahead, node_is, node_path
 from argusd.engine.window cimport window_free
 from argusd.includes.linux cimport close, write
 from argusd.includes.pthread cimport pthread_cond_destroy, pthread_cond_signal, pthread_mutex_destroy, swap_int
@@ -57,8 +57,8 @@ cdef void retry_push(Core *core, uint32_t node) noexcept nogil:
     core.retries = retry
 
 
-cdef Look *look_push(Core *core, uint32_t node, int wd) noexcept nogil:
-    """What was found at ``node``, a watched directory or (0) none, is to be taken over; NULL when memory ran out."""
+cdef Look *look_begin(Core *core, uint32_t node) noexcept nogil:
+    """The walker is about to look at the place of ``node``; NULL when memory ran out."""
     cdef Look *look = <Look *>calloc(1, sizeof(Look))
     if look == NULL:
         return NULL
@@ -67,19 +67,27 @@ cdef Look *look_push(Core *core, uint32_t node, int wd) noexcept nogil:
     look.parent = core.nodes[node].parent
     look.parent_serial = core.nodes[look.parent].serial
     look.name = name_hash(core, look.parent, core.nodes[node].name, core.nodes[node].name_size)
-    look.wd = wd
+    look.mark = <uint32_t>fence_if_needed(core)
+    look.still = True
     look.next = core.looks
     core.looks = look
-    if wd:
-        wd_find(core, wd).mask |= LOOKED
     return look
 
 
-cdef void look_unlink(Core *core, const Look *look) noexcept nogil:
-    cdef Look **link = &core.looks
-    while link[0] != look:
-        link = &link[0].next
-    link[0] = look.next
+cdef void look_found(Core *core, Look *look, int wd, const Identity *found) noexcept nogil:
+    """A directory is there, and watched from now on: what it tells is held until its place is known."""
+    look.wd = wd
+    look.found = found[0]
+    wd_find(core, wd).mask |= LOOKED
+
+
+cdef void look_disturb(Core *core, uint32_t node) noexcept nogil:
+    """The event at hand names what stands at the place of ``node``: looks from before it do not tell what is there."""
+    cdef Look *look = core.looks
+    while look != NULL:
+        if look.node == node and look.serial == core.nodes[node].serial and not is_ahead(core, look.mark):
+            look.still = False
+        look = look.next
 
 
 cdef bint look_waits(Core *core, int wd) noexcept nogil:
@@ -100,6 +108,15 @@ cdef void look_free(Core *core, Look *look) noexcept nogil:
     free(look)
 
 
+cdef void look_end(Core *core, Look *look) noexcept nogil:
+    """Nothing is left to be taken over."""
+    cdef Look **link = &core.looks
+    while link[0] != look:
+        link = &link[0].next
+    link[0] = look.next
+    look_free(core, look)
+
+
 cdef void proof_take(Core *core, uint32_t node, Identity *proven) noexcept nogil:
     """Which file is proven to stand where ``node`` is, if any; the proof is used up."""
     cdef Look **link = &core.looks
@@ -108,7 +125,7 @@ cdef void proof_take(Core *core, uint32_t node, Identity *proven) noexcept nogil
     while link[0] != NULL:
         look = link[0]
         if look.proven and look.node == node and look.serial == core.nodes[node].serial:
-            if core.nodes[node].flags & NODE_STILL:
+            if look.still:
                 proven[0] = look.found
             link[0] = look.next
             look_free(core, look)
