@@ -107,9 +107,14 @@ class Judge:
         )
 
     def _listed(self, path: Path, name: str, *, directory: bool) -> bool:
-        """Whether a listing of a new directory can have found the name there."""
+        """Whether a listing of a new directory can have found the name there.
+
+        It is told under the path that the directory has when the events from before the listing are known. Whether the
+        file was gone by then is known only to those that asked for DELETE.
+        """
         for presence in self._history.presences.get((name, directory), ()):
-            chains = self._history.chains(presence.parent, presence.since, presence.until)
+            until = presence.until if self._subject.wants("DELETE") else FOREVER
+            chains = self._history.chains(presence.parent, presence.since, until)
             if any(chain.path == path for chain in chains) and not self._certainty.until(
                 presence.parent, presence.until
             ):
