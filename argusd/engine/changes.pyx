@@ -442,7 +442,8 @@ cdef void node_event(Reader *reader, uint32_t node, const inotify_event *event) 
     cdef Limbo *limbo
     cdef Root *root = core.nodes[node].root
     if event.mask & IN_MOVE_SELF and (core.nodes[node].parent == 0 or not root.unsure):
-        move_self(reader, node, event)
+        if core.nodes[node].parent == 0 or not reader.stale:
+            move_self(reader, node, event)
         return
     if root.unsure:
         hold(core, &root.held, node, event)
@@ -471,5 +472,5 @@ cdef void node_event(Reader *reader, uint32_t node, const inotify_event *event) 
     if event.mask & IN_MOVED_TO and root.subscription.mask & IN_MODIFY and size == 6 and memcmp(
             event.name, b"..data", 6) == 0:
         swap_push(core, node)
-    if size and root.subscription.recursive:
+    if size and root.subscription.recursive and not reader.stale:
         entry_event(reader, node, event, size)

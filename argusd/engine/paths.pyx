@@ -133,11 +133,13 @@ cdef void replay_root(Reader *reader, const Buffer *events, size_t begin, size_t
         if not event.mask & mask or not node_is(core, held.node, held.serial) or not in_tree(core, held.node, top):
             continue
         reader.number += 1
+        reader.stale = held.passed < core.fence_first
         core.event_passed = held.passed
         if event.mask & IN_IGNORED:
             end_node(core, held.node)
         else:
             node_event(reader, held.node, event)
+    reader.stale = False
     core.event_passed = core.fence_passed
     if top:
         root.mute = mute

@@ -38,6 +38,7 @@ cdef struct Reader:
     char *events                    # what one read brought
     Created *created                # ring of what was reported as created, for the repair after an overflow
     uint32_t created_at
+    bint stale                      # the event at hand was held back, and others were lost since: listings know better
     int64_t batch_ns                # when the batch was begun
     int64_t read_ns                 # just before it was read
     int64_t last_ns                 # just before the batch before it was read
