@@ -59,6 +59,7 @@ cdef struct Anchor:
     int wd
     unsigned char name_size
     bint last                   # the last name of the path as the user wrote it
+    bint own                    # the name of the file itself, not of a directory or link on the way to it
     bint present                # the name is there, as far as events tell
     bint fresh                  # not looked for yet
     uint32_t round              # of the look-up that used it
@@ -91,7 +92,8 @@ cdef struct Root:
     bint unsure                 # a step of the look-up has changed: what comes now is held back
     bint unmounted              # the file system of the file is about to go
     bint away                   # the file is known to live at another place, and may come back
-    bint moved                  # and so that the old file, if it lives, is somewhere else
+    bint moved                  # and so that the old file, if it lives, may come back
+    bint elsewhere              # and so that it has not lost its own name there, or got another one
     uint64_t fence              # behind the last look-up, 0 when that is settled
     bint unsettled              # is in Core.unsettled
     Root *next_unsettled

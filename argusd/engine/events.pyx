@@ -240,6 +240,7 @@ cdef void begin_repair(Reader *reader) noexcept nogil:
                 subscription.roots[i].rescan = True
                 core.repairing += 1
             subscription.roots[i].moved = True      # as far as we know
+            subscription.roots[i].elsewhere = True
             root_push(core, &subscription.roots[i])
         subscription = subscription.next
 

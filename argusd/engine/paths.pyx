@@ -55,15 +55,16 @@ cdef bint followed(Reader *reader, Anchor *anchor, const inotify_event *event) n
     cdef statx_t status
     if root.follow_fd < 0:
         return False
-    if event.mask & IN_MOVED_FROM and anchor.last:
+    if event.mask & IN_MOVED_FROM and anchor.own:
         return True                         # its own IN_MOVE_SELF is next, reported under the old path
-    if event.mask & IN_MOVED_FROM and follow(reader, root):
-        root_push(reader.core, root)        # for the anchors of the new path
-        return True
     if statx(root.follow_fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_NLINK, &status) == 0 and (
             status.stx_nlink == 0):
         close(root.follow_fd)
         root.follow_fd = -1
+    elif event.mask & IN_ISDIR and not anchor.own:      # wherever that takes it, it is followed
+        follow(reader.core, root)
+        root_push(reader.core, root)        # for the anchors of the new path
+        return True
     return False
 
 
@@ -102,6 +103,7 @@ cdef void trigger(Reader *reader, Anchor *anchor, const inotify_event *event) no
     if root.next_top:
         note_path(root, kind != 0)
     root.moved = root.moved or not anchor.last or (event.mask & IN_MOVED_FROM) != 0
+    root.elsewhere = root.elsewhere or not anchor.own or (event.mask & IN_MOVED_FROM) != 0
     root_push(core, root)
 
 
@@ -190,7 +192,7 @@ cdef void tell_passage(Reader *reader, Root *root, const Buffer *triggers) noexc
 cdef void depart(Reader *reader, Root *root, const Buffer *held, size_t left_at, uint32_t top) noexcept nogil:
     """The file of a subject path is there no longer. One that still lives and only lost its name may tell its end."""
     cdef Core *core = reader.core
-    if root.moved:
+    if root.elsewhere:
         node_free_tree(core, top)
         return
     node_free_below(core, top)
@@ -210,7 +212,7 @@ cdef void replay_before(Reader *reader, Root *root, const Buffer *held, size_t l
     replay_root(reader, held, 0, left_at, top, all_events, False)
     if not node_is(core, top, serial) or root.top != top:
         return
-    if core.nodes[top].wd < 0 and root.moved:
+    if core.nodes[top].wd < 0 and root.elsewhere:
         end_node(core, top)                 # what happened to it happened at another place
     elif core.nodes[top].wd < 0:            # it lost the path by its own end
         replay_root(reader, held, left_at, held.size, top, all_events, False)
@@ -258,5 +260,6 @@ cdef void judge(Reader *reader, Root *root) noexcept nogil:
         tell_arrivals(reader, root, &triggers, known, other)
         replay_root(reader, &held, 0, held.size, next_top, 0xFFFFFFFF, True)
     root.moved = False
+    root.elsewhere = False
     buffer_free(&held)
     buffer_free(&triggers)

@@ -306,6 +306,14 @@ cdef uint32_t arm_found(Walk *walk, Root *root, Search *search, int *error) noex
     return node
 
 
+cdef void settle_own(Root *root, const Search *search) noexcept nogil:
+    """Note which of the names gone by is that of the file itself. With the lock held."""
+    cdef Anchor *anchor = root.anchors
+    while anchor != NULL:
+        anchor.own = anchor.wd == search.step_wd and strcmp(anchor.name, search.step_name) == 0
+        anchor = anchor.next_in_root
+
+
 cdef uint32_t take_result(Walk *walk, Root *root, Search *search, int *error) noexcept nogil:
     """Put what a look-up found, or that it found nothing, into the root. With the lock held; a node to be listed."""
     cdef Core *core = walk.core
@@ -319,6 +327,7 @@ cdef uint32_t take_result(Walk *walk, Root *root, Search *search, int *error) no
         root.real.size = 0
         buffer_add(&root.real, search.real.data, search.real.size)
         identify(search.fd, &root.found)
+        settle_own(root, search)
         node = arm_found(walk, root, search, error)
     elif root.next_top:
         node_free_tree(core, root.next_top)

@@ -450,6 +450,23 @@ a link is removed and made again
                          -> MODIFY file /d/l
     append   /d/f        -> MODIFY file /d/l
 
+what a link led to is not reported any more
+    write    /d/f
+    write    /d/g
+    symlink  f /d/l
+    watch    /d/l attrib deleteself modify
+    symlink  g /d/k ; rename /d/k /d/l -> MODIFY file /d/l
+    chmod    600 /d/f    ->
+    unlink   /d/f        ->
+    append   /d/g        -> MODIFY file /d/l
+
+what a link leads to is deleted
+    write    /d/f
+    symlink  f /d/l
+    watch    /d/l attrib deleteself
+    unlink   /d/f        -> ATTRIB file /d/l
+                         -> DELETE_SELF file /d/l
+
 a link is replaced by a file
     write    /d/f
     symlink  f /d/l

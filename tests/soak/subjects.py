@@ -74,6 +74,14 @@ FULL: Final = (
 )
 """Every kind of rule at once, with paths that lie in each other."""
 
+MORE_KINDS: Final = (
+    Subject("only", ("in", "c"), ENTRIES, recursive=True, only_dir=True),
+    Subject("link", (LINK,), ENTRIES, recursive=True),
+    Subject("beyond", (LINK, "c"), ENTRIES | MORE, recursive=True, max_depth=2),
+    Subject("follow", ("in", KEPT), ENTRIES | MORE, recursive=True, follow_move=True),
+)
+"""With paths that lead elsewhere now and then."""
+
 
 def some(chance: random.Random) -> tuple[Subject, ...]:
     """A few of them, now and then with other masks."""
