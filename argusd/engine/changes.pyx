@@ -352,7 +352,7 @@ cdef void move_self(Reader *reader, uint32_t node, const inotify_event *event) n
     if core.nodes[node].parent == 0:
         report(reader, node, event, 0)
         if root.follow_fd >= 0:
-            follow(reader, root)
+            follow(core, root)
         root_push(core, root)               # see what is at the path now
         return
     limbo = limbo_of(core, node)

@@ -33,7 +33,7 @@ cdef void go_beyond(Core *core, Root *root) noexcept nogil:
         notice_push(core, NOTICE_BEYOND, root.subscription.number, ENAMETOOLONG, 0, root.top)
 
 
-cdef bint follow(Reader *reader, Root *root) noexcept nogil:
+cdef bint follow(Core *core, Root *root) noexcept nogil:
     """Give a followMove subject the path that its descriptor has now; False when that is the one it had.
 
     True also when it has one that is too long: then it keeps the last, and is not looked for.
@@ -52,7 +52,7 @@ cdef bint follow(Reader *reader, Root *root) noexcept nogil:
     snprintf(link, sizeof(link), b"/proc/self/fd/%d", root.follow_fd)
     size = readlink(link, target, sizeof(target))
     if size < 0 and errno == ENAMETOOLONG:
-        go_beyond(reader.core, root)
+        go_beyond(core, root)
         return root.beyond
     root.beyond = False
     if size <= 0 or top_size <= 0 or target[0] != c'/':
@@ -74,5 +74,5 @@ cdef bint follow(Reader *reader, Root *root) noexcept nogil:
     free(root.path)
     root.path = path
     root.path_size = <size_t>size
-    reader.core.generation += 1
+    core.generation += 1
     return True

@@ -12,7 +12,7 @@ Facts about subject paths that shape this file:
   stops at the root. So no link leads out of the container.
 """
 
-from libc.errno cimport ELOOP, EMFILE, ENAMETOOLONG, ENFILE, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESRCH, errno
+from libc.errno cimport EAGAIN, ELOOP, EMFILE, ENAMETOOLONG, ENFILE, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESRCH, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strcmp, strlen, strrchr
 
@@ -34,13 +34,14 @@ from argusd.engine.core cimport (
     wd_attach,
 )
 from argusd.engine.entering cimport open_name, open_plain_path
+from argusd.engine.following cimport follow
 from argusd.engine.guarded cimport Finding, guard_root
 from argusd.engine.listing cimport expect_echoes, list_directory
 from argusd.engine.opening cimport add_watch, identify, same_file, watch_any
 from argusd.engine.tree cimport is_ignored, node_free_tree, node_is, node_new
 from argusd.engine.walk cimport chain_push, is_absence, node_open, walk_enter
 from argusd.engine.window cimport window_open
-from argusd.engine.work cimport notice_push, root_unsettle
+from argusd.engine.work cimport notice_push, root_push, root_unsettle
 from argusd.includes.linux cimport (
     AT_EMPTY_PATH,
     F_DUPFD_CLOEXEC,
@@ -58,6 +59,7 @@ from argusd.includes.linux cimport (
 
 
 cdef enum:
+    FOLLOWS_MAX = 16                # times in one look-up that a followed file is found to have moved on
     LINKS_MAX = 40                  # symbolic links in one look-up, as in the kernel
     STEPS_MAX = 1024                # names in one look-up, those of link targets included
     PATH_SIZE = 4096
@@ -318,7 +320,7 @@ cdef uint32_t take_result(Walk *walk, Root *root, Search *search, int *error) no
     """Put what a look-up found, or that it found nothing, into the root. With the lock held; a node to be listed."""
     cdef Core *core = walk.core
     cdef uint32_t node = 0
-    if error[0] and is_transient(error[0]):     # says nothing about the path: what was watched goes on
+    if is_transient(error[0]) or error[0] == EAGAIN:    # says nothing about the path: what was watched goes on
         root.found = root.known
         return 0
     memset(&root.found, 0, sizeof(Identity))
@@ -403,6 +405,40 @@ cdef int hand_over(Walk *walk, Root *root, Search *search, int error) noexcept n
     return root.unguarded if root.unguarded != before else 0
 
 
+cdef int search_root(Search *search, Walk *walk, Root *root) noexcept nogil:
+    """Begin to look up the path of ``root``, and go as far as it leads; 0 or an errno."""
+    core_lock(walk.core)
+    root.round += 1
+    core_unlock(walk.core)
+    if not search_begin(search, walk, root):
+        return -search.fd if search.fd < 0 else ENOMEM
+    return search_path(search, walk, root)
+
+
+cdef bint strayed(Walk *walk, Root *root, const Search *search, int error) noexcept nogil:
+    """Has a followed file moved on, so that its path led to another one or nowhere? Then the root has its path by now."""
+    cdef Core *core = walk.core
+    cdef Identity followed, found
+    cdef bint moved
+    cdef int fd = -1
+    core_lock(core)
+    if root.follow_fd >= 0 and not walk.initial and not root.subscription.cancelled:
+        fd = fcntl(root.follow_fd, F_DUPFD_CLOEXEC, 0)
+    core_unlock(core)
+    if fd < 0:
+        return False
+    found.valid = False
+    if not error:
+        identify(search.fd, &found)
+    moved = identify(fd, &followed) and not same_file(&followed, &found)
+    close(fd)
+    if moved:
+        core_lock(core)
+        moved = root.follow_fd >= 0 and follow(core, root)
+        core_unlock(core)
+    return moved
+
+
 cdef int look_up(Walk *walk, Root *root) noexcept nogil:
     """See what a subject path stands for, watch that, and walk it when it is another tree than before.
 
@@ -411,17 +447,20 @@ cdef int look_up(Walk *walk, Root *root) noexcept nogil:
     cdef Core *core = walk.core
     cdef Search search
     cdef uint32_t node = 0, serial = 0
-    cdef int wd = -1, unguarded = 0, error = walk_enter(walk, root)
+    cdef int wd = -1, tries = 0, unguarded = 0, error = walk_enter(walk, root)
     cdef bint tree
     if error or (not walk.initial and stays_beyond(walk, root)):
         return error
-    core_lock(core)
-    root.round += 1
-    core_unlock(core)
-    if not search_begin(&search, walk, root):
-        error = -search.fd if search.fd < 0 else ENOMEM
-    else:
-        error = search_path(&search, walk, root)
+    error = search_root(&search, walk, root)
+    while strayed(walk, root, &search, error):
+        if tries == FOLLOWS_MAX:
+            error = EAGAIN
+            break
+        search_end(&search)
+        if stays_beyond(walk, root):
+            return 0
+        tries += 1
+        error = search_root(&search, walk, root)
     if not error and root.subscription.only_dir and not search.directory:
         error = ENOTDIR
     if root.subscription.guard != NULL and (not error or is_missing(error)):
@@ -436,7 +475,9 @@ cdef int look_up(Walk *walk, Root *root) noexcept nogil:
             wd = core.nodes[node].wd
         if not walk.initial:
             root_unsettle(core, root)
-            if is_transient(error):
+            if error == EAGAIN:
+                root_push(core, root)
+            elif is_transient(error):
                 notice_push(core, NOTICE_LIMIT, root.subscription.number, error, 0, root.top)
             if unguarded:
                 notice_push(core, NOTICE_UNGUARDED, root.subscription.number, unguarded, root.guarded.guard.step,

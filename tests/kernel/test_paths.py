@@ -521,6 +521,14 @@ several moves at once are followed to the end
     rename   /d/a /d/b ; rename /d/b /e/c ; rename /e/c /x ->
     touch    /x/1        -> CREATE file /x/1
 
+a followed directory below one that moves away and back at once
+    makedirs /d/a/b
+    watch    /d/a/b recursive followMove create
+    rename   /d/a /e/a ; rename /e/a /d/a ; touch /d/a/b/1 -> CREATE file /d/a/b/1
+    touch    /d/a/b/2    -> CREATE file /d/a/b/2
+    rename   /d/a /e/a ; rename /e/a /d/c ; rename /d/c /e/c ; rename /e/c /d/e ->
+    touch    /d/e/b/3    -> CREATE file /d/e/b/3
+
 a followed directory that is deleted
     mkdir    /d/a
     watch    /d/a followMove create deleteself
