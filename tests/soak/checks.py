@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from argusd._inotify import EVENTS
-from tests.soak.history import FOREVER, Certainty, Chain, Found, Happening, History
+from tests.soak.history import FOREVER, Chain, Found, Happening
 from tests.soak.operations import Record
 from tests.soak.subjects import Path, Subject
+from tests.soak.views import Certainty, View
 from tests.soak.watching import Report
 
 Inode = tuple[int, int]
@@ -31,10 +32,11 @@ def _split(path: str) -> Path:
 class Judge:
     """Compares the reports of one subscription with what happened."""
 
-    def __init__(self, history: History, subject: Subject, reports: Sequence[Report]) -> None:
-        self._history = history
-        self._subject = subject
-        self._certainty = Certainty(history, subject)
+    def __init__(self, view: View, reports: Sequence[Report]) -> None:
+        self._view = view
+        self._history = view.history
+        self._subject = subject = view.subject
+        self._certainty = Certainty(view)
         self._entries: dict[tuple[str, str, bool], Counter[Path]] = defaultdict(Counter)
         self._about: list[Report] = []
         for report in reports:
@@ -82,7 +84,7 @@ class Judge:
         for (event, name, directory), paths in self._entries.items():
             happened = self._history.happenings.get((event, name, directory), [])
             for path, count in paths.items():
-                if not self._subject.covers(path):
+                if not self._view.tells(path):
                     yield f"{event} {_show([path])} {name}: the rules do not cover this directory"
                     continue
                 explained = sum(self._explains(happening, path) for happening in happened)
@@ -99,11 +101,11 @@ class Judge:
 
         What a new directory tells before its place is known is told when that is known, under the path it has then.
         """
-        if path in happening.paths:
+        if path in self._view.told(happening):
             return True
-        begin, end = happening.record.begin, happening.record.end
-        return not self._certainty.until(happening.parent, end) and any(
-            chain.path == path for chain in self._history.chains(happening.parent, begin, FOREVER)
+        record = happening.record
+        return not self._certainty.until(happening.parent, record.end) and path in self._view.paths(
+            happening.parent, record.begin, FOREVER
         )
 
     def _listed(self, path: Path, name: str, *, directory: bool) -> bool:
@@ -114,10 +116,8 @@ class Judge:
         """
         for presence in self._history.presences.get((name, directory), ()):
             until = presence.until if self._subject.wants("DELETE") else FOREVER
-            chains = self._history.chains(presence.parent, presence.since, until)
-            if any(chain.path == path for chain in chains) and not self._certainty.until(
-                presence.parent, presence.until
-            ):
+            paths = self._view.paths(presence.parent, presence.since, until)
+            if path in paths and not self._certainty.until(presence.parent, presence.until):
                 return True
         return False
 
@@ -144,7 +144,8 @@ class Judge:
                 told = f"{sum(paths.values())} times {event} {name} ({_show(paths)})"
                 yield f"{told}, expected {least}: {_tell(certain)}"
                 continue
-            alone = Counter(path for happening in certain if len(happening.paths) == 1 for path in happening.paths)
+            told_under = [self._view.told(happening) for happening in certain]
+            alone = Counter(path for paths_of_one in told_under if len(paths_of_one) == 1 for path in paths_of_one)
             for path, count in alone.items():
                 if paths[path] < (1 if event in SEVERAL else count):
                     yield f"{paths[path]} times {event} {_show([path])} {name}, expected {count}; told {_show(paths)}"
@@ -154,7 +155,7 @@ class Judge:
     def _selves_unexplained(self) -> Iterator[str]:
         for report in self._about:
             path = _split(report.path)
-            if path == self._subject.path:  # what the path stands for has changed
+            if path == self._subject.path or not self._subject.is_plain:  # what the path stands for has changed
                 continue
             if not self._self_explained(report.event, path):
                 yield f"{report.event} {report.path}: no directory can have told this"
@@ -201,14 +202,15 @@ def _wanted(found: Sequence[Found], subjects: Sequence[Subject]) -> dict[Inode, 
     wanted: dict[Inode, int] = defaultdict(int)
     for subject in subjects:
         for entry in found:
-            if (entry.directory and subject.covers(entry.path)) or entry.path == subject.path:
+            itself = entry.path == subject.place and not subject.only_dir
+            if (entry.directory and subject.covers(entry.path)) or itself:
                 wanted[entry.inode] |= subject.mask
     return wanted
 
 
 def _steps(found: Sequence[Found], subjects: Sequence[Subject]) -> set[Inode]:
     """The directories that subject paths go through."""
-    steps = {subject.path[:size] for subject in subjects for size in range(len(subject.path))}
+    steps = {subject.place[:size] for subject in subjects for size in range(len(subject.place))}
     return {entry.inode for entry in found if entry.directory and entry.path in steps}
 
 
@@ -221,7 +223,7 @@ def probed(
     for subject, event in asked:
         for name, path in probes.items():
             if subject.covers(path):
-                count = told.pop((subject.label, event, "/".join(path), name), 0)
+                count = told.pop((subject.label, event, "/".join(subject.told(path)), name), 0)
                 if count != 1:
                     yield f"{subject.label}: probe {event} {_show([path])} {name} reported {count} times"
     for (label, event, at, name), count in told.items():
@@ -234,4 +236,5 @@ def _show(paths: Sequence[Path] | Counter[Path]) -> str:
 
 
 def _tell(happened: Sequence[Happening]) -> str:
-    return "; ".join(f"{h.record.operation} in {_show(sorted(h.paths))}" for h in happened[:4]) or "no operation"
+    some = (f"{h.record.operation} in {_show([chain.path for chain in h.chains])}" for h in happened[:4])
+    return "; ".join(some) or "no operation"

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.soak.operations import Record, identify
+from tests.soak.subjects import LINK, TARGETS
 from tests.soak.subjects import Path as Names
-from tests.soak.subjects import Subject
 
 ALWAYS: Final = -1
 FOREVER: Final = 1 << 62
@@ -32,6 +32,7 @@ class Found(NamedTuple):
     directory: bool
     handle: str
     inode: tuple[int, int]
+    target: str = ""
 
 
 def walk(world: Path) -> list[Found]:
@@ -51,7 +52,8 @@ def walk(world: Path) -> list[Found]:
                         stack.append(((*path, entry.name), handle))
                         continue
                     inode = (entry.inode(), status.st_dev)
-                    found.append(Found((*path, entry.name), handle, directory=False, handle="", inode=inode))
+                    target = os.readlink(entry.name, dir_fd=fd) if entry.is_symlink() else ""
+                    found.append(Found((*path, entry.name), handle, False, "", inode, target))
         finally:
             os.close(fd)
     return found
@@ -96,9 +98,9 @@ class Happening:
     history: History
 
     @cached_property
-    def paths(self) -> frozenset[Names]:
+    def chains(self) -> list[Chain]:
         """Where the directory can have been when it happened."""
-        return frozenset(chain.path for chain in self.history.chains(self.parent, self.record.begin, self.record.end))
+        return list(self.history.chains(self.parent, self.record.begin, self.record.end))
 
 
 @dataclass
@@ -120,6 +122,16 @@ class History:
                 self.placements[found.handle].append(Placement(found.parent, found.path[-1], ALWAYS))
         for record in sorted(self.records):
             self._take(record)
+
+    def targets(self) -> list[Names]:
+        """Where the link has led in this time, the first first."""
+        led = [found.target for found in self.start if found.path == (LINK,)]
+        led += [TARGETS[int(record.name.split(".")[1])] for record in self.pointings()]
+        return [tuple(target.split("/")) for target in dict.fromkeys(led)]
+
+    def pointings(self) -> list[Record]:
+        """When the link was pointed somewhere."""
+        return [record for record in sorted(self.records) if record.to_name == LINK]
 
     def chains(self, handle: str, begin: int, end: int, below: frozenset[str] = frozenset()) -> Iterator[Chain]:
         """Every path that a directory can have had at a time between ``begin`` and ``end``."""
@@ -190,50 +202,3 @@ class History:
     def _happen(self, event: str, parent: str, name: str, record: Record, *, directory: bool) -> None:
         happening = Happening(event, parent, name, directory, record, self)
         self.happenings[event, name, directory].append(happening)
-
-
-class Certainty:
-    """What one subscription must have seen, because its watches stood all the time."""
-
-    def __init__(self, history: History, subject: Subject) -> None:
-        self._history = history
-        self._subject = subject
-        above = {subject.path[:size] for size in range(len(subject.path))}
-        directories = [found for found in history.start if found.directory]
-        self._standing = {found.handle for found in directories if subject.covers(found.path) or found.path in above}
-        self._known: dict[tuple[str, int], bool] = {}
-
-    def until(self, handle: str, when: int) -> bool:
-        """Whether a directory was watched from the start to ``when``, as was everything that was ever above it.
-
-        A directory that had left the tree is back a moment before it is watched again. What is moved there from within
-        the tree in this moment is not seen to stay.
-        """
-        key = handle, when
-        if key not in self._known:
-            self._known[key] = self._stands(handle, when)
-        return self._known[key]
-
-    def _stands(self, handle: str, when: int) -> bool:
-        seen, left = {handle}, [handle]
-        while left:
-            at = left.pop()
-            for chain in self._history.chains(at, ALWAYS, when):
-                on_the_way = at != handle and chain.path == self._subject.path[: len(chain.path)]
-                if not (on_the_way or self._subject.covers(chain.path)) or not self._standing.issuperset(chain.handles):
-                    return False
-                left += [above for above in chain.handles if above not in seen]
-                seen.update(chain.handles)
-        return True
-
-    def rediscoveries(self, handle: str) -> int:
-        """How often a directory, or one above it, may have left the watched tree and come back."""
-        handles = {above for chain in self._history.chains(handle, ALWAYS, FOREVER) for above in chain.handles}
-        count = 0
-        for above in handles:
-            for place in self._history.placements.get(above, ()):
-                if place.before and not (
-                    self.until(place.parent, place.since) and self.until(place.before, place.since)
-                ):
-                    count += 1
-        return count

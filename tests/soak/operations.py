@@ -216,6 +216,8 @@ def _chmod(operation: Operation, entries: Sequence[Entry]) -> Record:
         raise OSError("the mode of a link is nobody's")
     directory = stat.S_ISDIR(mode)
     child = entry.identity() if directory else ""
+    if os.stat(entry.name, dir_fd=entry.parent_fd).st_dev != os.fstat(entry.parent_fd).st_dev:
+        raise OSError("a mount point: the directory above is not told of it")
     begin = time.monotonic_ns()
     os.chmod(entry.name, mode ^ 0o010, dir_fd=entry.parent_fd)
     return _record(operation, entry, begin, directory=directory, child=child)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from tests.soak.history import Found
 from tests.soak.operations import Doer, Operation, Record
 from tests.soak.rounds import Outcome, Round
 from tests.soak.subjects import Subject, parse
@@ -35,14 +36,13 @@ class Script:
     """Operations that follow each other at once."""
 
     subjects: tuple[Subject, ...]
-    before: Sequence[tuple[str, bool]]
+    before: Sequence[Operation]
     operations: Sequence[Operation]
 
     def __str__(self) -> str:
-        there = (f"{'mkdir' if directory else 'create'} {path}" for path, directory in self.before)
         lines = [
             "# before",
-            *there,
+            *map(str, self.before),
             "# watched",
             *map(str, self.subjects),
             "# then at once",
@@ -58,7 +58,7 @@ def play(script: Script, place: Path, watching: Watching) -> Outcome:
 
 def play_all(
     subjects: tuple[Subject, ...],
-    before: Sequence[tuple[str, bool]],
+    before: Sequence[Operation],
     bursts: Sequence[Sequence[Operation]],
     place: Path,
     watching: Watching,
@@ -81,6 +81,13 @@ def play_all(
         doer.close()
         stage.close()
     return stage.outcome
+
+
+def remake(found: Found) -> Operation:
+    """What makes a file that was found."""
+    if found.target:
+        return Operation("symlink", "/".join(found.path), found.target)
+    return Operation("mkdir" if found.directory else "create", "/".join(found.path))
 
 
 def paced(records: Sequence[Record]) -> list[Operation]:
@@ -119,7 +126,7 @@ class Shrinker:
                 script = single
                 break
         text = "\n".join(map(str, script.operations))
-        touched = replace(script, before=[(path, kind) for path, kind in script.before if path in text])
+        touched = replace(script, before=[made for made in script.before if made.path in text])
         if self._fails(touched):
             script = touched
         now = time.monotonic()
@@ -165,7 +172,7 @@ def _shorter(all_items: Sequence[_Item], fails: Callable[[Sequence[_Item]], bool
 
 def read(text: str) -> Script:
     """The script of a text; what does not belong to one is skipped."""
-    before: list[tuple[str, bool]] = []
+    before: list[Operation] = []
     subjects: list[Subject] = []
     operations: list[Operation] = []
     part = ""
@@ -173,7 +180,7 @@ def read(text: str) -> Script:
         if line.startswith("#"):
             part = line
         elif line and part == "# before":
-            before.append((line.split()[1], line.startswith("mkdir")))
+            before.append(Operation(*line.split()))
         elif line and part == "# watched":
             subjects.append(parse(line))
         elif line and part == "# then at once" and not line.startswith("("):

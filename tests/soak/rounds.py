@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.soak.checks import Judge, armed, probed
 from tests.soak.history import Found, History, walk
 from tests.soak.operations import Doer, Operation, Record
-from tests.soak.subjects import Subject
+from tests.soak.subjects import LINK, Subject
+from tests.soak.views import view_of
 from tests.soak.watching import NeverSettlesError, Report, Watching
 
 FIRST = tuple(
-    (path, kind == "mkdir")
-    for kind, path in map(
-        str.split,
-        """
+    Operation(*line.split())
+    for line in """
     mkdir in
     mkdir out
     mkdir in/a
@@ -31,11 +30,13 @@ FIRST = tuple(
     mkdir out/a
     mkdir out/a/b
     mkdir out/a/b/c
+    mkdir in/kept
+    mkdir in/kept/a
     create in/file
     create in/a/old
     create out/a/b/old
-    """.strip().splitlines(),
-    )
+    symlink way in/a
+    """.strip().splitlines()
 )
 """What is there before anything is watched."""
 
@@ -61,27 +62,30 @@ class Round:
         watching: Watching,
         world: Path,
         subjects: Sequence[Subject],
-        before: Sequence[tuple[str, bool]] = FIRST,
+        before: Sequence[Operation] = FIRST,
     ) -> None:
-        """``before`` are paths that are there from the start, and which of them are directories."""
+        """``before`` makes what is there from the start."""
         self.watching = watching
         self.world = world
-        self.subjects = subjects
+        self.subjects = list(subjects)
         self.outcome = Outcome()
+        self.over = False
         self._probes = 0
         world.mkdir()
         self._above = {(place.stat().st_ino, place.stat().st_dev) for place in (world, *world.parents)}
         doer = Doer(world)
-        for path, directory in before:
-            doer.perform(Operation("mkdir" if directory else "create", path))
+        for operation in before:
+            doer.perform(operation)
         doer.close()
         watching.reports(world)
         watching.watch(world, subjects)
         self.last: Sequence[Record] = ()
         self.before = walk(world)
+        paths = {found.path: found.handle for found in self.before}
+        self._followed = {subject.label: paths[subject.path] for subject in subjects if subject.follow_move}
 
     def burst(self, work: Burst) -> bool:
-        """Let ``work`` happen and judge what was reported; False when something was wrong."""
+        """Let ``work`` happen and judge what was reported; False when something was wrong, or nothing is left to do."""
         overflows = self.watching.overflows()
         self.before = walk(self.world)
         try:
@@ -97,7 +101,7 @@ class Round:
             self.outcome.violations += self._at_rest()
         except NeverSettlesError as error:
             self.outcome.violations.append(f"never at rest: {error}")
-        return not self.outcome.violations
+        return not self.outcome.violations and not self.over
 
     def close(self) -> None:
         """Forget the world and remove it."""
@@ -112,9 +116,10 @@ class Round:
 
     def _judged(self, history: History, reports: Sequence[Report], *, overflowed: bool) -> Iterator[str]:
         for subject in self.subjects:
-            if subject.label == "file":
+            view = view_of(history, subject, self._followed.get(subject.label, ""))
+            if subject.label == "file" or view is None:
                 continue
-            judge = Judge(history, subject, reports)
+            judge = Judge(view, reports)
             if overflowed:
                 yield from judge.repeated()
                 yield from judge.forgotten()
@@ -123,9 +128,24 @@ class Round:
 
     def _at_rest(self) -> Iterator[str]:
         found = walk(self.world)
+        self._find_places(found)
+        if self.over:
+            return
         yield from armed(found, self.subjects, self.watching.watched(), self._above)
         yield from self._probed(found)
         yield from self._file_probed()
+
+    def _find_places(self, found: Sequence[Found]) -> None:
+        """Where the subjects are now whose place changes. All is over when one that is followed is gone."""
+        handles = {entry.handle: entry.path for entry in found if entry.directory}
+        links = [tuple(entry.target.split("/")) for entry in found if entry.path == (LINK,)]
+        for number, subject in enumerate(self.subjects):
+            if subject.follow_move:
+                followed = self._followed[subject.label]
+                self.over = self.over or followed not in handles
+                self.subjects[number] = replace(subject, path=handles.get(followed, subject.path))
+            elif subject.through_link:
+                self.subjects[number] = replace(subject, target=links[0])
 
     def _probed(self, found: Sequence[Found]) -> Iterator[str]:
         probes = {}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.soak.operations import Record
-from tests.soak.replay import Script, Shrinker, paced
+from tests.soak.replay import Script, Shrinker, paced, remake
 from tests.soak.rounds import Outcome, Round
 from tests.soak.subjects import Subject, some
 from tests.soak.watching import Watching
@@ -91,11 +91,10 @@ class Soak:
         world, locks = self._place / f"w{self.rounds}", self._place / "locks"
         self.rounds += 1
         stage = Round(watching, world, plan.subjects)
-        records: Sequence[Record] = ()
         for number in range(plan.bursts):
             if not stage.burst(lambda number=number: self._work(world, locks, f"{seed}.{number}", plan.operations)):  # type: ignore[misc] # mypy cannot infer the default
-                records = stage.last
-                self._keep(plan, stage, records)
+                if stage.outcome.violations:
+                    self._keep(plan, stage, stage.last)
                 break
         stage.close()
         if plan.queue:
@@ -115,7 +114,7 @@ class Soak:
         return [record for writer in self._writers for record in writer.end()]
 
     def _keep(self, plan: Plan, stage: Round, records: Sequence[Record]) -> None:
-        before = [(("/".join(found.path)), found.directory) for found in stage.before[1:]]
+        before = [remake(found) for found in stage.before[1:]]
         script = Script(plan.subjects, before, paced(records))
         log = Path(tempfile.gettempdir(), f"soak-{plan.seed}.log")
         text = [f"seed {plan.seed} queue {plan.queue}", *stage.outcome.violations, str(script)]

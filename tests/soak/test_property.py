@@ -20,7 +20,7 @@ SETTLE_S = 10.0
 
 DIRECTORIES = ("in", "out", "in/a", "in/a/c", "in/a/c/d", "in/b", "in/c", "out/a", "out/a/b")
 FILES = ("in/file", "in/a/old", "out/a/old")
-BEFORE = (*((path, True) for path in DIRECTORIES), *((path, False) for path in FILES))
+BEFORE = (*(Operation("mkdir", path) for path in DIRECTORIES), *(Operation("create", path) for path in FILES))
 
 # Few names, so that operations meet. The last part is often new.
 names = st.sampled_from(["a", "b", "c", "d"])

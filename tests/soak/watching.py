@@ -63,7 +63,8 @@ class Watching:
             number = self.engine.subscribe(
                 Encoder(_TEMPLATE.segments, subject.label, "", "", "", []),
                 self._counter, os.getpid(), self._pidfd, [os.fsencode(world.joinpath(*subject.path))], subject.mask,
-                [os.fsencode(name) for name in subject.ignore], False, subject.recursive, subject.max_depth, False,
+                [os.fsencode(name) for name in subject.ignore], subject.only_dir, subject.recursive, subject.max_depth,
+                subject.follow_move,
             )  # fmt: skip
             self._numbers.append(number)
             self.engine.arm(number)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.soak.operations import Doer, Operation, Record
+from tests.soak.subjects import LINK, TARGETS
 
 NAMES: Final = ("a", "b", "c", "d", "file")
 """Names that are used again and again, for directories and files alike."""
@@ -27,7 +28,7 @@ class Writer:
         self._chance = chance
         self._name = name
         self._made = 0
-        self._directories = ["", "in", "out", "in/a", "in/b", "in/c", "out/a"]
+        self._directories = ["", "in", "out", "in/a", "in/b", "in/c", "out/a", "in/kept"]
         self._files: list[str] = ["in/file"]
         self._deeds: Final[list[tuple[int, Callable[[], None]]]] = [
             (20, self._create),
@@ -46,6 +47,7 @@ class Writer:
             (3, self._chmod),
             (3, self._look),
             (1, self._move_subject),
+            (1, self._point),
         ]
 
     def work(self, operations: int, until_s: float) -> list[Record]:
@@ -154,6 +156,13 @@ class Writer:
                 self._do("rename", aside, path)
         if path == "in":
             self._do("mkdir", "in")
+
+    def _point(self) -> None:
+        """Point the link somewhere else."""
+        number = self._chance.randrange(len(TARGETS))
+        draft = f"{LINK}.{number}.{self._new()}"
+        if self._do("symlink", draft, TARGETS[number]):
+            self._do("rename", draft, LINK)
 
     def _exchange(self) -> None:
         pool = self._directories[3:] + self._files if self._chance.random() < 0.3 else self._directories[3:]
