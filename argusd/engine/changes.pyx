@@ -25,6 +25,7 @@ from argusd.engine.core cimport (
     NODE_LIMBO,
     NODE_MOVED,
     NODE_RELIST,
+    NODE_UNMOUNTED,
     NODE_WINDOW,
     Name,
     WdEntry,
@@ -420,14 +421,14 @@ cdef void end_node(Core *core, uint32_t node) noexcept nogil:
             close(root.follow_fd)
             root.follow_fd = -1
         root_push(core, root)
-    if core.repair and core.nodes[node].flags & NODE_INDEXED:
+    if (core.repair or core.nodes[node].flags & NODE_UNMOUNTED) and core.nodes[node].flags & NODE_INDEXED:
         look_anew(core, node)
     else:
         node_free_tree(core, node)
 
 
 cdef void look_anew(Core *core, uint32_t node) noexcept nogil:
-    """A directory is gone, while events are lost: there may be another one at its place."""
+    """A directory is gone, with its file system or while events are lost: there may be another one at its place."""
     cdef char name[256]
     cdef uint32_t parent = core.nodes[node].parent
     cdef size_t size = core.nodes[node].name_size
@@ -465,6 +466,8 @@ cdef void node_event(Reader *reader, uint32_t node, const inotify_event *event) 
         window_event(reader, node, event, size)
     if event.mask & IN_UNMOUNT:
         root.unmounted = core.nodes[node].parent == 0
+        root.subscription.place.mounts_doubt = True
+        core.nodes[node].flags |= NODE_UNMOUNTED
         return
     if size and event.mask & (IN_CREATE | IN_MOVED_TO) and not root.mute:
         remember(reader, node, event.name, size)

@@ -25,6 +25,7 @@ cdef enum:
     NODE_MOVED = 128            # has moved since the last attempt to arm it
     NODE_DEPARTED = 256         # a subject's file that lost its name: only its end is still reported
     NODE_RELIST = 512           # its subdirectories are within maxDepth now, and to be found
+    NODE_UNMOUNTED = 1024       # its file system goes, and the directory under it comes back
     NODE_FIRST = 2048           # armed by the first walk of its subscription
     NODE_ORPHAN = 4096          # removed while somebody has it open: its name is the whole path that it had
     NODE_UNLISTED = 8192        # its subdirectories are not yet known
@@ -124,6 +125,7 @@ cdef struct Place:
     char *mounts                # /proc/PID/mountinfo when it was last looked at
     size_t mounts_size
     int64_t mounts_ns           # when to look again, by the monotonic clock
+    bint mounts_doubt           # one has gone: another one, with the same line, may be there when it is looked at again
     bint mounts_told            # that there are more than are looked at
     Place *next
 

@@ -189,20 +189,23 @@ cdef void keep(Walk *walk, Place *place) noexcept nogil:
     place.mounts_size = walk.mounts.size
 
 
-cdef void compare(Walk *walk, Place *place) noexcept nogil:
-    """Take in what was read. Only the walker thread comes here, and nobody else replaces what is remembered."""
+cdef void compare(Walk *walk, Place *place, bint doubt) noexcept nogil:
+    """Take in what was read. Only the walker thread comes here, and nobody else replaces what is remembered.
+
+    In ``doubt`` every mount may be a new one.
+    """
     cdef Core *core = walk.core
+    cdef size_t size = 0 if doubt else place.mounts_size
     cdef bint known
     core_lock(core)
     known = place.mounts != NULL
     if not known:
         keep(walk, place)
     core_unlock(core)
-    if not known or (place.mounts_size == walk.mounts.size
-                     and memcmp(place.mounts, walk.mounts.data, place.mounts_size) == 0):
+    if not known or (size == walk.mounts.size and memcmp(place.mounts, walk.mounts.data, size) == 0):
         return
     tell_changes(core, place, place.mounts, place.mounts_size, walk.mounts.data, walk.mounts.size)
-    tell_changes(core, place, walk.mounts.data, walk.mounts.size, place.mounts, place.mounts_size)
+    tell_changes(core, place, walk.mounts.data, walk.mounts.size, place.mounts, size)
     core_lock(core)
     keep(walk, place)
     core_unlock(core)
@@ -253,9 +256,14 @@ cdef void look(Walk *walk, Subscription *subscription) noexcept nogil:
     cdef Core *core = walk.core
     cdef Place *place = subscription.place
     cdef int64_t begin_ns = cost_ns()
+    cdef bint doubt
     walk.mounts.size = 0
+    core_lock(core)
+    doubt = place.mounts_doubt
+    place.mounts_doubt = False
+    core_unlock(core)
     if read_mounts(walk, place.pid):
-        compare(walk, place)
+        compare(walk, place, doubt)
     elif walk.mounts.size >= MOUNTS_MAX and not place.mounts_told:
         place.mounts_told = True
         core_lock(core)
