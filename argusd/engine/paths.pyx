@@ -189,10 +189,14 @@ cdef void tell_passage(Reader *reader, Root *root, const Buffer *triggers) noexc
             emit_subject(reader, root, IN_MODIFY)
 
 
-cdef void depart(Reader *reader, Root *root, const Buffer *held, size_t left_at, uint32_t top) noexcept nogil:
-    """The file of a subject path is there no longer. One that still lives and only lost its name may tell its end."""
+cdef void depart(Reader *reader, Root *root, const Buffer *held, bint left, size_t left_at) noexcept nogil:
+    """The file of a subject path is there no longer. One that still lives and only lost its name may tell its end.
+
+    Not one that has not ``left``: a mount covers it.
+    """
     cdef Core *core = reader.core
-    if root.elsewhere:
+    cdef uint32_t top = root.top
+    if root.elsewhere or not left:
         node_free_tree(core, top)
         return
     node_free_below(core, top)
@@ -228,8 +232,9 @@ cdef void judge(Reader *reader, Root *root) noexcept nogil:
     cdef Core *core = reader.core
     cdef uint32_t next_top = root.next_top
     cdef Buffer held = root.held, triggers = root.triggers
-    cdef size_t left_at = root.left_at if root.left else held.size
-    cdef size_t back_at = root.back_at if root.left else held.size
+    cdef bint left = root.left and root.follow_fd < 0   # what is followed is never elsewhere
+    cdef size_t left_at = root.left_at if left else held.size
+    cdef size_t back_at = root.back_at if left else held.size
     cdef bint known = root.known.valid, other       # before the file's own end is handled
     root_settled(core, root)
     memset(&root.held, 0, sizeof(Buffer))
@@ -240,7 +245,7 @@ cdef void judge(Reader *reader, Root *root) noexcept nogil:
         replay_before(reader, root, &held, left_at, back_at)
     if not root.found.valid:
         if root.top:
-            depart(reader, root, &held, left_at, root.top)
+            depart(reader, root, &held, left, left_at)
         root.away = root.known.valid and (root.away or root.moved)
         root.known.valid = root.away
         tell_passage(reader, root, &triggers)
@@ -248,7 +253,7 @@ cdef void judge(Reader *reader, Root *root) noexcept nogil:
         other = next_top != 0 and not same_file(&root.known, &root.found)   # else the watch itself says: the same
         if next_top:
             if root.top:
-                depart(reader, root, &held, left_at, root.top)
+                depart(reader, root, &held, left, left_at)
             root.top = next_top
             root.next_top = 0
             if root.follow_fd >= 0:
@@ -257,7 +262,8 @@ cdef void judge(Reader *reader, Root *root) noexcept nogil:
             root.next_follow_fd = -1
         root.known = root.found
         root.away = False
-        tell_arrivals(reader, root, &triggers, known, other)
+        if other or root.follow_fd < 0:
+            tell_arrivals(reader, root, &triggers, known, other)
         replay_root(reader, &held, 0, held.size, next_top, 0xFFFFFFFF, True)
     root.moved = False
     root.elsewhere = False
