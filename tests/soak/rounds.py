@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.soak.checks import Judge, armed, probed
 from tests.soak.history import Found, History, walk
+from tests.soak.mounts import covered, detach, mount, unmount
 from tests.soak.operations import Doer, Operation, Record
 from tests.soak.subjects import LINK, Subject
 from tests.soak.views import view_of
@@ -39,6 +43,9 @@ FIRST = tuple(
     """.strip().splitlines()
 )
 """What is there before anything is watched."""
+
+MOUNT_S = 10.0
+"""Within which a mount must be noticed; the walker looks once a second, less often when that takes long."""
 
 Burst = Callable[[], Sequence[Record]]
 """Something that works in the world, and returns what it did."""
@@ -83,6 +90,7 @@ class Round:
         self.before = walk(world)
         paths = {found.path: found.handle for found in self.before}
         self._followed = {subject.label: paths[subject.path] for subject in subjects if subject.follow_move}
+        self._find_places(self.before)
 
     def burst(self, work: Burst) -> bool:
         """Let ``work`` happen and judge what was reported; False when something was wrong, or nothing is left to do."""
@@ -103,6 +111,41 @@ class Round:
             self.outcome.violations.append(f"never at rest: {error}")
         return not self.outcome.violations and not self.over
 
+    def remount(self, chance: random.Random) -> None:
+        """Mount a file system over some directory, or take it away, and wait until that is noticed.
+
+        What is reported of it is not judged: no event tells when it came.
+        """
+        found = walk(self.world)
+        mounts = list(covered(found))
+        places = [entry for entry in found if entry.directory and entry.path[:1] == ("in",)]
+        try:
+            if mounts:
+                unmount(self.world.joinpath(*mounts[-1].path), MOUNT_S)
+            elif places:
+                place = self.world.joinpath(*chance.choice(places).path)
+                mount(place)
+                place.joinpath("a", "c").mkdir(parents=True)
+                place.joinpath("c").mkdir()
+                place.joinpath("file").touch()
+            self._await_watches()
+        except (OSError, NeverSettlesError) as error:
+            self.outcome.violations.append(f"mounts: {error}")
+
+    def _await_watches(self) -> None:
+        deadline = time.monotonic() + MOUNT_S
+        while True:
+            self.watching.reports(self.world)
+            found = walk(self.world)
+            self._find_places(found)
+            wrong = list(armed(found, self.subjects, self.watching.watched(), self._above))
+            if not wrong:
+                return
+            if time.monotonic() > deadline:
+                self.outcome.violations += [f"after a mount: {text}" for text in wrong]
+                return
+            threading.Event().wait(0.05)
+
     def close(self) -> None:
         """Forget the world and remove it."""
         try:
@@ -112,6 +155,8 @@ class Round:
             ]
         except NeverSettlesError as error:
             self.outcome.violations.append(f"never at rest after the end: {error}")
+        for entry in reversed(list(covered(walk(self.world)))):
+            detach(self.world.joinpath(*entry.path))
         shutil.rmtree(self.world)
 
     def _judged(self, history: History, reports: Sequence[Report], *, overflowed: bool) -> Iterator[str]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tests.soak.mounts import leave_namespace
 from tests.soak.operations import Record
 from tests.soak.replay import Script, Shrinker, paced, remake
 from tests.soak.rounds import Outcome, Round
@@ -54,18 +55,22 @@ class Plan:
     queue: int
     bursts: int
     operations: int
+    mounts: bool
 
     @classmethod
-    def of(cls, seed: str, queue: int) -> Plan:
+    def of(cls, seed: str, queue: int, *, may_mount: bool) -> Plan:
         """The plan of a seed; ``queue`` 0 leaves the length of the kernel's queue to it."""
         chance = random.Random(seed)
         tiny = os.geteuid() == 0 and os.access(QUEUE, os.W_OK) and chance.random() < 0.15
+        subjects = some(chance)
         return cls(
             seed=seed,
-            subjects=some(chance),
+            subjects=subjects,
             queue=queue or (chance.choice([20, 100, 400]) if tiny else 0),
             bursts=chance.randint(2, 5),
             operations=chance.choice([30, 100, 300, 1000]),
+            # What is followed is kept open, and so is the file system that it is in.
+            mounts=may_mount and chance.random() < 0.05 and not any(subject.follow_move for subject in subjects),
         )
 
 
@@ -73,6 +78,7 @@ class Soak:
     """Plays rounds and adds up what they saw."""
 
     def __init__(self, place: Path, writers: int, *, queue: int, go_on: bool) -> None:
+        self._may_mount = leave_namespace()
         self._place = place
         self._queue = queue
         self._go_on = go_on
@@ -83,7 +89,7 @@ class Soak:
 
     def play(self, seed: str) -> Outcome:
         """One round."""
-        plan = Plan.of(seed, self._queue)
+        plan = Plan.of(seed, self._queue, may_mount=self._may_mount)
         watching = self._watching
         if plan.queue:
             with queue_of(plan.queue):
@@ -92,6 +98,8 @@ class Soak:
         self.rounds += 1
         stage = Round(watching, world, plan.subjects)
         for number in range(plan.bursts):
+            if plan.mounts:
+                stage.remount(random.Random(f"{seed}.{number}"))
             if not stage.burst(lambda number=number: self._work(world, locks, f"{seed}.{number}", plan.operations)):  # type: ignore[misc] # mypy cannot infer the default
                 if stage.outcome.violations:
                     self._keep(plan, stage, stage.last)
