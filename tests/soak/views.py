@@ -68,7 +68,10 @@ class LinkView(View):
 
 
 class FollowView(View):
-    """Of a directory that is followed wherever it goes. Its path may be newer than the event that is reported."""
+    """Of a directory that is followed wherever it goes.
+
+    Its path may be newer than the event that is reported, or older when directories above it move on and on.
+    """
 
     def __init__(self, history: History, subject: Subject, followed: str) -> None:
         super().__init__(history, subject)
@@ -81,7 +84,7 @@ class FollowView(View):
         return {chain.path for chain in self.history.chains(handle, begin, FOREVER) if self._followed in chain.handles}
 
     def told(self, happening: Happening) -> set[Path]:
-        return self.paths(happening.parent, happening.record.begin, FOREVER)
+        return self.paths(happening.parent, happening.record.begin, happening.record.end)
 
     def within(self, chain: Chain, *, itself: bool) -> tuple[str, ...] | None:  # noqa: ARG002 - what is above does not count
         handles = chain.handles
