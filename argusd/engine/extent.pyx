@@ -64,7 +64,7 @@ cdef void widen(Core *core, uint32_t top, uint32_t limit, uint32_t before) noexc
         return
     while node:
         if node_depth(core, node) + before == limit:
-            core.nodes[node].flags |= NODE_RELIST
+            core.nodes[node].flags |= NODE_RELIST | NODE_UNLISTED
             job_push(core, node)
         node = node_next(core, top, node)
 
