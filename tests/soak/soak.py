@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import random
 import sys
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tests.soak.mounts import leave_namespace
 from tests.soak.operations import Record
@@ -153,12 +154,19 @@ class Soak:
             writer.close()
 
 
-def run(duration_s: float, writers: int, seed: str, place: Path, *, queue: int = 0, go_on: bool = False) -> Outcome:
+class Limits(NamedTuple):
+    """When a soak is over, whichever comes first."""
+
+    duration_s: float
+    operations: float
+
+
+def run(limits: Limits, writers: int, seed: str, place: Path, *, queue: int = 0, go_on: bool = False) -> Outcome:
     """Soak; returns the sums. Stops at the first round with a violation unless told to go on."""
     begin = told = time.monotonic()
     soak = Soak(place, writers, queue=queue, go_on=go_on)
     try:
-        while time.monotonic() - begin < duration_s:
+        while time.monotonic() - begin < limits.duration_s and soak.total.operations < limits.operations:
             soak.play(f"{seed}.{soak.rounds}")
             if soak.total.violations and not go_on:
                 break
@@ -175,6 +183,7 @@ def main() -> int:
     """Read the command line and soak."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--duration-s", type=float, default=600)
+    parser.add_argument("--operations", type=float, default=math.inf, help="about how many are enough")
     parser.add_argument("--writers", type=int, default=4)
     parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**6)))
     parser.add_argument("--place", type=Path, help="a folder for the worlds, to choose the file system")
@@ -183,7 +192,8 @@ def main() -> int:
     asked = parser.parse_args()
     print(f"seed {asked.seed}, {asked.writers} writers, {asked.duration_s:.0f} s", flush=True)
     with tempfile.TemporaryDirectory(prefix="soak-", dir=asked.place) as place:
-        total = run(asked.duration_s, asked.writers, asked.seed, Path(place), queue=asked.queue, go_on=asked.go_on)
+        limits = Limits(asked.duration_s, asked.operations)
+        total = run(limits, asked.writers, asked.seed, Path(place), queue=asked.queue, go_on=asked.go_on)
     return 1 if total.violations else 0
 
 
