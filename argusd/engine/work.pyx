@@ -139,6 +139,8 @@ cdef void drop_stale(Core *core) noexcept nogil:
     cdef Window *after
     cdef Look **link = &core.looks
     cdef Look *look
+    cdef Retry **retry_link = &core.retries
+    cdef Retry *retry
     cdef bint dropped = False
     while window != NULL:
         after = window.next
@@ -155,6 +157,13 @@ cdef void drop_stale(Core *core) noexcept nogil:
             dropped = True
         else:
             link = &look.next
+    while retry_link[0] != NULL:
+        retry = retry_link[0]
+        if retry.fence == 0 and not node_is(core, retry.node, retry.serial):
+            retry_link[0] = retry.next
+            free(retry)
+        else:
+            retry_link = &retry.next
     if dropped:
         fence_place(core)               # what waited for nothing but these goes on
 
