@@ -80,8 +80,10 @@ class FollowView(View):
     def tells(self, path: Path) -> bool:  # noqa: ARG002 - any path may be the one that it has by now
         return True
 
-    def paths(self, handle: str, begin: int, end: int) -> set[Path]:  # noqa: ARG002 - see above
-        return {chain.path for chain in self.history.chains(handle, begin, FOREVER) if self._followed in chain.handles}
+    def paths(self, handle: str, begin: int, end: int) -> set[Path]:
+        if not any(self._followed in chain.handles for chain in self.history.chains(handle, begin, end)):
+            return set()
+        return {chain.path for chain in self.history.chains(handle, ALWAYS, FOREVER)}
 
     def told(self, happening: Happening) -> set[Path]:
         return self.paths(happening.parent, happening.record.begin, happening.record.end)
