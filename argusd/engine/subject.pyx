@@ -416,7 +416,7 @@ cdef int search_root(Search *search, Walk *walk, Root *root) noexcept nogil:
 
 
 cdef bint strayed(Walk *walk, Root *root, const Search *search, int error) noexcept nogil:
-    """Has a followed file moved on, so that its path led to another one or nowhere? Then the root has its path by now."""
+    """Is a followed file not where its path led, for it has moved on? Then the root has its path by now."""
     cdef Core *core = walk.core
     cdef Identity followed, found
     cdef bint moved
