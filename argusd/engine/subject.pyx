@@ -308,12 +308,15 @@ cdef uint32_t arm_found(Walk *walk, Root *root, Search *search, int *error) noex
     return node
 
 
-cdef void settle_own(Root *root, const Search *search) noexcept nogil:
-    """Note which of the names gone by is that of the file itself. With the lock held."""
-    cdef Anchor *anchor = root.anchors
+cdef void settle_own(Core *core, Root *root, const Search *search) noexcept nogil:
+    """Note which of the names gone by is that of the file itself."""
+    cdef Anchor *anchor
+    core_lock(core)
+    anchor = root.anchors
     while anchor != NULL:
         anchor.own = anchor.wd == search.step_wd and strcmp(anchor.name, search.step_name) == 0
         anchor = anchor.next_in_root
+    core_unlock(core)
 
 
 cdef uint32_t take_result(Walk *walk, Root *root, Search *search, int *error) noexcept nogil:
@@ -329,7 +332,6 @@ cdef uint32_t take_result(Walk *walk, Root *root, Search *search, int *error) no
         root.real.size = 0
         buffer_add(&root.real, search.real.data, search.real.size)
         identify(search.fd, &root.found)
-        settle_own(root, search)
         node = arm_found(walk, root, search, error)
     elif root.next_top:
         node_free_tree(core, root.next_top)
@@ -407,12 +409,16 @@ cdef int hand_over(Walk *walk, Root *root, Search *search, int error) noexcept n
 
 cdef int search_root(Search *search, Walk *walk, Root *root) noexcept nogil:
     """Begin to look up the path of ``root``, and go as far as it leads; 0 or an errno."""
+    cdef int error
     core_lock(walk.core)
     root.round += 1
     core_unlock(walk.core)
     if not search_begin(search, walk, root):
         return -search.fd if search.fd < 0 else ENOMEM
-    return search_path(search, walk, root)
+    error = search_path(search, walk, root)
+    if not error:
+        settle_own(walk.core, root, search)
+    return error
 
 
 cdef bint strayed(Walk *walk, Root *root, const Search *search, int error) noexcept nogil:
