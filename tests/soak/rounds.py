@@ -58,6 +58,8 @@ class Outcome:
     operations: int = 0
     reports: int = 0
     overflows: int = 0
+    refused: int = 0
+    """Rounds that could not be judged, because the kernel had no watch left."""
     violations: list[str] = field(default_factory=list)
 
 
@@ -109,6 +111,9 @@ class Round:
             self.outcome.violations += self._at_rest()
         except NeverSettlesError as error:
             self.outcome.violations.append(f"never at rest: {error}")
+        if self.watching.refused:
+            self.watching.refused = False
+            self.over, self.outcome.refused, self.outcome.violations = True, 1, []
         return not self.outcome.violations and not self.over
 
     def remount(self, chance: random.Random) -> None:

@@ -111,7 +111,7 @@ class Soak:
         elif stage.outcome.violations:  # it may be in disorder
             watching.close()
             self._watching = Watching()
-        for field in ("operations", "reports", "overflows"):
+        for field in ("operations", "reports", "overflows", "refused"):
             setattr(self.total, field, getattr(self.total, field) + getattr(stage.outcome, field))
         self.total.violations += stage.outcome.violations
         return stage.outcome
@@ -144,7 +144,7 @@ class Soak:
         total = self.total
         return (
             f"{seconds:6.0f} s  {self.rounds} rounds  {total.operations} operations  {total.reports} events  "
-            f"{total.overflows} overflows  {len(total.violations)} violations"
+            f"{total.overflows} overflows  {total.refused} refused  {len(total.violations)} violations"
         )
 
     def close(self) -> None:

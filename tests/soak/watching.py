@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import tempfile
@@ -42,6 +43,8 @@ class Watching:
 
     def __init__(self, settle_s: float = SETTLE_S) -> None:
         self._settle_s = settle_s
+        self.refused = False
+        """Whether the kernel had no watch left: somebody else has them, or has lowered the limit."""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._at = 0
         self.output = Output()
@@ -92,7 +95,7 @@ class Watching:
         size = os.fstat(self._log.fileno()).st_size
         lines = os.pread(self._log.fileno(), size - self._at, self._at).decode()
         self._at = size
-        self.engine.notices()
+        self.refused = self.refused or any(notice.errno == errno.ENOSPC for notice in self.engine.notices())
         return list(_parse(lines, str(world)))
 
     def watched(self) -> dict[tuple[int, int], int]:
