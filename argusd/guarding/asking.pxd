@@ -10,6 +10,7 @@ cdef enum:
     PARENT_UNASKED = 0
     PARENT_KNOWN = 1
     PARENT_UNKNOWN = 2
+    PARENT_NONE = 3                 # of what is mounted, and asked for because of a mark of its own
 
 cdef struct Asked:
     int32_t fd
@@ -22,7 +23,7 @@ cdef struct Asked:
     uint64_t mount
     bint directory
     bint nameless                   # the file has lost its name
-    bint hit                        # it is guarded itself
+    bint mounted                    # it was opened by a place on which it is mounted
     bint denied
     bint audit                      # of something that concerns the event
     int parent_pid                  # of the process, -1 when not asked for yet

@@ -11,6 +11,10 @@ Facts about permission events that shape this file:
   elsewhere, the path is looked up from the root of the process, or from that of the container through whose mount it
   was opened, by names that the kernel has in its cache (RESOLVE_CACHED, Linux 5.12) and with O_PATH: no file system is
   asked, nothing is opened, no event is made.
+* What is mounted on a name is asked for as a child of the directory that it has in its file system, not of the one in
+  which it is mounted, and of the former nothing is told. So a look-up of a name does not lead into mounts: else
+  whoever may mount could give a child of a guarded directory another one. What is mounted is asked for because of a
+  mark of its own, if there is one; else it is a child of something that is guarded, nobody knows of what.
 * The parent of a process is told by its pidfd (PIDFD_GET_INFO, Linux 6.13), else by /proc/PID/stat. There the name of
   the command stands in brackets and may hold any byte but zero, brackets too: what follows the last one counts. Files
   in /proc cannot be guarded, so that opening one makes no event.
@@ -20,10 +24,11 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport atoi
 from libc.string cimport memcmp, memcpy, memset
 
-from argusd.guarding.table cimport BUCKETS, Entry, hash_text
+from argusd.guarding.table cimport BUCKETS, Entry, hash_text, inode_bucket
 from argusd.includes.fanotify cimport (
     PIDFD_GET_INFO,
     RESOLVE_CACHED,
+    STATX_ATTR_MOUNT_ROOT,
     STATX_MNT_ID,
     SYS_pidfd_open,
     ioctl,
@@ -41,6 +46,7 @@ from argusd.includes.linux cimport (
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
     RESOLVE_NO_SYMLINKS,
+    RESOLVE_NO_XDEV,
     STATX_BTIME,
     STATX_INO,
     STATX_NLINK,
@@ -57,6 +63,7 @@ from argusd.includes.linux cimport (
     statx_t,
     syscall,
 )
+from argusd.includes.pthread cimport load_int
 
 
 cdef enum:
@@ -82,6 +89,7 @@ cdef bint ask_file(Asked *asked) noexcept nogil:
     asked.mount = mount_of(&status) if status.stx_mask & STATX_MNT_ID else 0
     asked.directory = S_ISDIR(status.stx_mode)
     asked.nameless = status.stx_nlink == 0
+    asked.mounted = status.stx_attributes & STATX_ATTR_MOUNT_ROOT != 0
     return True
 
 
@@ -120,13 +128,13 @@ cdef const Entry *at_place(Group *group, const Asked *asked) noexcept nogil:
     return NULL
 
 
-cdef int look_up(int directory, const char *path, int flags) noexcept nogil:
+cdef int look_up(int directory, const char *path, int flags, uint64_t resolve) noexcept nogil:
     cdef open_how how
     cdef long fd = -1
     cdef int _attempt
     memset(&how, 0, sizeof(how))
     how.flags = <unsigned long long>(O_PATH | O_CLOEXEC | O_NOFOLLOW | flags)
-    how.resolve = RESOLVE_CACHED | RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+    how.resolve = RESOLVE_CACHED | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | resolve
     for _attempt in range(LOOKUPS):
         fd = syscall(SYS_openat2, directory, path, &how, sizeof(how))
         if fd >= 0:
@@ -135,10 +143,14 @@ cdef int look_up(int directory, const char *path, int flags) noexcept nogil:
 
 
 cdef bint is_child(int directory, const Asked *asked) noexcept nogil:
-    """Does the name lead from there to the file that was opened?"""
+    """Does the name lead from there to the file that was opened? A lost name does not, but the mount is the same."""
     cdef statx_t status
     cdef bint same
-    cdef int fd = look_up(directory, asked.name, 0)
+    cdef int fd = -1
+    if asked.nameless:
+        return (statx(directory, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MNT_ID, &status) == 0
+                and asked.mount != 0 and mount_of(&status) == asked.mount)
+    fd = look_up(directory, asked.name, 0, RESOLVE_NO_XDEV)
     if fd < 0:
         return False
     same = (statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &status) == 0
@@ -160,26 +172,33 @@ cdef size_t root_size(Group *group, int pid, const Asked *asked) noexcept nogil:
     return <size_t>size
 
 
+cdef bint take_parent(Asked *asked, int fd) noexcept nogil:
+    """Take an O_PATH descriptor of the directory."""
+    cdef statx_t status
+    if statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO | STATX_BTIME, &status) != 0:
+        close(fd)
+        return False
+    asked.parent_device = <uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor
+    asked.parent_inode = status.stx_ino
+    asked.parent_born = birth(&status)
+    asked.parent_fd = fd
+    return True
+
+
 cdef bint from_root(Group *group, int pid, int root, Asked *asked) noexcept nogil:
     """Look the directory up below the root of a process; True when it is there."""
     cdef char directory[TEXT + 16]
     cdef size_t begin = root_size(group, pid, asked), size
-    cdef statx_t status
     cdef int fd
     size = <size_t>(asked.name - asked.text) - begin
     memcpy(directory, asked.text + begin, size)
     directory[size] = c'.'
     directory[size + 1] = 0
-    fd = look_up(root, directory, O_DIRECTORY)
+    fd = look_up(root, directory, O_DIRECTORY, RESOLVE_IN_ROOT)
     if fd < 0:
         return False
-    if (statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO | STATX_BTIME, &status) == 0
-            and is_child(fd, asked)):
-        asked.parent_device = <uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor
-        asked.parent_inode = status.stx_ino
-        asked.parent_born = birth(&status)
-        asked.parent_fd = fd
-        return True
+    if is_child(fd, asked):
+        return take_parent(asked, fd)
     close(fd)
     return False
 
@@ -215,13 +234,37 @@ cdef int init_on(Group *group, uint64_t mount) noexcept nogil:
     return 0
 
 
+cdef bint from_above(Asked *asked) noexcept nogil:
+    """Of a directory, unless it is mounted, the parent is always told."""
+    cdef int fd = look_up(asked.fd, b"..", O_DIRECTORY, RESOLVE_NO_XDEV)
+    return fd >= 0 and take_parent(asked, fd)
+
+
+cdef bint is_marked(Group *group, const Asked *asked) noexcept nogil:
+    """Has it a mark of its own, or had it one that may still be there?"""
+    cdef uint32_t bucket = inode_bucket(asked.device, asked.inode)
+    cdef const Entry *entry = group.by_inode[bucket]
+    while entry != NULL:
+        if entry.inode == asked.inode and entry.device == asked.device:
+            return True
+        entry = entry.next_by_inode
+    return load_int(&group.strays_at[bucket]) > 0
+
+
 cdef void ask_parent(Group *group, Asked *asked) noexcept nogil:
     """Find out in which directory the file was opened, and by which name."""
     cdef const Entry *entry
     if asked.parent != PARENT_UNASKED:
         return
     asked.parent = PARENT_UNKNOWN
+    if asked.mounted:
+        if is_marked(group, asked):
+            asked.parent = PARENT_NONE
+        return
     if not ask_name(group, asked):
+        return
+    if asked.directory and from_above(asked):
+        asked.parent = PARENT_KNOWN
         return
     entry = at_place(group, asked)
     if entry != NULL:

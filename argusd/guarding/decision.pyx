@@ -3,16 +3,15 @@
 
 A file can be guarded itself, as a child of a directory, or by its name in one. The name by which it was opened is
 asked for only where the answer depends on it: not when the file itself is denied, nor when no child of any directory
-is, nor when every one of them is. What cannot be found out, since the process sees the directory where we cannot look
-it up without waiting, is denied if it may be something that is denied.
+is. What cannot be found out, since the process sees the directory where we cannot look it up without waiting, is denied
+if it may be something that is denied.
 """
 
 from libc.stdint cimport uint64_t
 from libc.string cimport memcmp
 
-from argusd.guarding.asking cimport PARENT_KNOWN, ask_parent, ask_parent_pid
+from argusd.guarding.asking cimport PARENT_KNOWN, PARENT_UNKNOWN, ask_parent, ask_parent_pid
 from argusd.guarding.table cimport BUCKETS, FOLDER, ITSELF, NAME, inode_bucket
-from argusd.includes.pthread cimport load_int
 
 
 cdef bint concerns(const Asked *asked, const Entry *entry) noexcept nogil:
@@ -46,8 +45,10 @@ cdef bint is_child_of(const Asked *asked, const Entry *entry) noexcept nogil:
 
 
 cdef bint may_be_child_of(const Asked *asked, const Entry *entry) noexcept nogil:
-    """With the directory unknown."""
-    if entry.kind == ITSELF or (asked.name != NULL and not fits(asked, entry)):
+    """With the directory unknown. The name on which something is mounted says nothing of its own."""
+    if entry.kind == ITSELF or (entry.kind == NAME and asked.mounted):
+        return False
+    if asked.name != NULL and not fits(asked, entry):
         return False
     return entry.device == asked.device or entry.layered
 
@@ -75,21 +76,15 @@ cdef void decide(Group *group, Asked *asked) noexcept nogil:
     """Set whether the process is to be refused, and whether that is to be audited."""
     cdef const Entry *entry = group.by_inode[inode_bucket(asked.device, asked.inode)]
     while entry != NULL:
-        if is_self(asked, entry) and concerns(asked, entry):
-            asked.hit = True
-            if weigh(group, asked, entry):
-                return
+        if is_self(asked, entry) and concerns(asked, entry) and weigh(group, asked, entry):
+            return
         entry = entry.next_by_inode
-    if group.audited == 0:
-        if group.denying[asked.event] == 0:
-            return
-        if (not asked.hit and not asked.directory and load_int(&group.strays) == 0
-                and group.strict[asked.event] + group.files_on == group.entries):
-            asked.denied = True
-            return
+    if group.audited == 0 and group.denying[asked.event] == 0:
+        return
     ask_parent(group, asked)
-    if asked.parent != PARENT_KNOWN:
+    if asked.parent == PARENT_UNKNOWN:
         weigh_any(group, asked)
+    if asked.parent != PARENT_KNOWN:
         return
     entry = group.by_inode[inode_bucket(asked.parent_device, asked.parent_inode)]
     while entry != NULL:

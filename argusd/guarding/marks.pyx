@@ -119,13 +119,20 @@ cdef int mark_set(Group *group, int fd, uint64_t device, uint64_t inode, uint32_
     return error
 
 
+cdef void count_stray(Group *group, uint64_t device, uint64_t inode, int by) noexcept nogil:
+    """With the lock held."""
+    cdef int *here = &group.strays_at[inode_bucket(device, inode)]
+    store_int(&group.strays, max(0, load_int(&group.strays) + by))
+    store_int(here, max(0, load_int(here) + by))
+
+
 cdef void mark_drop(Group *group, int fd, uint64_t device, uint64_t inode, uint32_t bits,
                     bint children) noexcept nogil:
     """A guard needs a mark no more. With ``fd`` what nobody needs is taken from it, but not the mark itself."""
     cdef Mark **link
     cdef Mark *mark
     cdef uint64_t mask = 0
-    cdef int need
+    cdef int need, i
     pthread_mutex_lock(&group.lock)
     link = mark_link(group, device, inode)
     mark = link[0]
@@ -139,13 +146,15 @@ cdef void mark_drop(Group *group, int fd, uint64_t device, uint64_t inode, uint3
             link[0] = mark.next
             free(mark)
             group.mark_count -= 1
-            store_int(&group.strays, load_int(&group.strays) + 1)
+            count_stray(group, device, inode, 1)
             store_int(&group.tries, TRIES)
         elif mask and fd >= 0:
             change(group, FAN_MARK_REMOVE, fd, mask)
     if group.mark_count == 0 and load_int(&group.strays):
         change(group, FAN_MARK_FLUSH, group.links_fd, 0)
         store_int(&group.strays, 0)
+        for i in range(BUCKETS):
+            store_int(&group.strays_at[i], 0)
     pthread_mutex_unlock(&group.lock)
 
 
@@ -233,7 +242,7 @@ cdef void take_away(Group *group, int fd, uint64_t parent_device, uint64_t paren
     above = mark_link(group, parent_device, parent_inode)[0]
     if mark_link(group, device, inode)[0] == NULL and (above == NULL or above.users[CHILDREN] == 0):
         if change(group, FAN_MARK_REMOVE, fd, mask) == 0:
-            store_int(&group.strays, max(0, load_int(&group.strays) - 1))
+            count_stray(group, device, inode, -1)
     pthread_mutex_unlock(&group.lock)
 
 

@@ -94,7 +94,7 @@ cdef void take_event(Responder *responder, const fanotify_event_metadata *event)
     asked.fd, asked.pid = event.fd, event.pid
     asked.event = OPEN if event.mask & FAN_OPEN_PERM else ACCESS
     asked.bit = <uint32_t>(event.mask & (FAN_OPEN_PERM | FAN_ACCESS_PERM))
-    asked.hit = asked.denied = asked.audit = False
+    asked.denied = asked.audit = asked.mounted = False
     asked.parent_pid, asked.parent, asked.parent_fd = -1, PARENT_UNASKED, -1
     asked.name, asked.name_size = NULL, 0
     if ask_file(asked):

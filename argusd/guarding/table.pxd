@@ -112,11 +112,8 @@ cdef struct Group:
     # The responder's own.
     Entry *by_inode[BUCKETS]
     Entry *by_place[BUCKETS]
-    uint32_t entries                # in the tables
-    uint32_t files_on               # of these, ITSELF of subjects that are on
     uint32_t covering               # FOLDER and NAME of subjects that are on
     uint32_t denying[2]             # of those, denied to somebody, by event
-    uint32_t strict[2]              # of those, FOLDER and denied to everybody
     uint32_t audited                # entries of subjects that are on, and to be audited
     uint64_t number                 # of the event that is told about
 
@@ -125,6 +122,7 @@ cdef struct Group:
     void *spent                     # Note: to the reporter
     Stray found[STRAYS]             # to the reporter
     int strays                      # marks that nobody needs, and that may have died with their files since
+    int strays_at[BUCKETS]          # of these, by inode
     int tries                       # left to find one of them; each new stray gives some
     char *ring
     unsigned long long head         # bytes ever written to the ring

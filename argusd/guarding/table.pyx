@@ -62,14 +62,11 @@ cdef void count(Group *group, const Entry *entry, int by) noexcept nogil:
     if entry.subject.audit:
         group.audited += <uint32_t>by
     if entry.kind == ITSELF:
-        group.files_on += <uint32_t>by
         return
     group.covering += <uint32_t>by
     for event in range(2):
         if entry.deny and entry.bits & bit_of(event):
             group.denying[event] += <uint32_t>by
-            if entry.kind == FOLDER and not entry.subject.owner_allowed:
-                group.strict[event] += <uint32_t>by
 
 
 cdef void entry_add(Group *group, Entry *entry) noexcept nogil:
@@ -82,7 +79,6 @@ cdef void entry_add(Group *group, Entry *entry) noexcept nogil:
         bucket[0] = entry
     entry.next_of_subject = entry.subject.entries
     entry.subject.entries = entry
-    group.entries += 1
     count(group, entry, 1)
 
 
@@ -100,7 +96,6 @@ cdef void entry_remove(Group *group, Entry *entry) noexcept nogil:
     while link[0] != entry:
         link = &link[0].next_of_subject
     link[0] = entry.next_of_subject
-    group.entries -= 1
     count(group, entry, -1)
 
 

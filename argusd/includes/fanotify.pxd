@@ -38,9 +38,12 @@ cdef extern from * nogil:
     #include <sys/stat.h>
     #include <sys/ioctl.h>
 
-    /* Newer than the headers of many systems: Linux 5.8, 5.12, 6.13. */
+    /* Newer than the headers of many systems: Linux 5.8, 5.8, 5.12, 6.13. */
     #ifndef STATX_MNT_ID
     #define STATX_MNT_ID 0x1000U
+    #endif
+    #ifndef STATX_ATTR_MOUNT_ROOT
+    #define STATX_ATTR_MOUNT_ROOT 0x2000
     #endif
     #define ARGUSD_RESOLVE_CACHED 0x20ULL
     struct argusd_pidfd_info {
@@ -53,6 +56,7 @@ cdef extern from * nogil:
     #define argusd_mount_of(status) (*(unsigned long long *)((char *)(status) + 0x90))
     """
     unsigned int STATX_MNT_ID
+    uint64_t STATX_ATTR_MOUNT_ROOT
     uint64_t RESOLVE_CACHED "ARGUSD_RESOLVE_CACHED"
     cdef struct pidfd_info "argusd_pidfd_info":
         uint64_t mask

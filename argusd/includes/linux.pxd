@@ -51,7 +51,7 @@ cdef extern from "<linux/openat2.h>" nogil:
         uint64_t flags
         uint64_t mode
         uint64_t resolve
-    uint64_t RESOLVE_IN_ROOT, RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS
+    uint64_t RESOLVE_IN_ROOT, RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV
 
 cdef extern from "<dirent.h>" nogil:
     int DT_UNKNOWN, DT_DIR, DT_LNK
@@ -84,6 +84,7 @@ cdef extern from "<sys/stat.h>" nogil:
         unsigned int tv_nsec
     cdef struct statx_t "statx":
         unsigned int stx_mask
+        unsigned long long stx_attributes
         unsigned int stx_nlink
         unsigned short stx_mode
         unsigned long long stx_ino

@@ -46,6 +46,7 @@ OPERATIONS: Final[dict[str, Callable[[str], object]]] = {
     "open": lambda path: _open(path, os.O_RDONLY | os.O_NONBLOCK),
     "open_to_write": lambda path: _open(path, os.O_WRONLY),
     "open_to_create": lambda path: _open(path, os.O_WRONLY | os.O_CREAT),
+    "open_unnamed": lambda path: _open(path, os.O_WRONLY | os.O_TMPFILE),
     "open_path": lambda path: _open(path, os.O_PATH),
     "read": _read,
     "map": _map,

@@ -192,6 +192,60 @@ def test_what_is_mounted_later_is_guarded_soon(sandbox: Sandbox, tmp_path: Path)
     until(lambda: not sandbox.opens(sandbox.folder / "f"), "the directory mounted on the guarded one is guarded")
 
 
+def test_what_is_in_a_denied_directory_is_denied_where_it_is_mounted(sandbox: Sandbox, tmp_path: Path) -> None:
+    (sandbox.folder / "sub").mkdir()
+    (tmp_path / "file").write_text("-")
+    (tmp_path / "directory").mkdir()
+    sandbox.deny(sandbox.folder)
+    sandbox.bind(sandbox.file, tmp_path / "file")
+    sandbox.bind(sandbox.folder / "sub", tmp_path / "directory")
+    assert not sandbox.opens(tmp_path / "file")
+    assert sandbox.opener.do("list", tmp_path / "directory") == "EPERM"
+
+
+def test_what_is_mounted_and_was_guarded_is_free(sandbox: Sandbox, tmp_path: Path) -> None:
+    """By what directory it is asked for nobody says, but it has a mark of its own."""
+    (tmp_path / "hosts").write_text("-")
+    (tmp_path / "place").write_text("-")
+    sandbox.bind(tmp_path / "hosts", tmp_path / "place")
+    sandbox.deny(sandbox.folder, label="directory")
+    sandbox.deny(tmp_path / "place", label="mounted")
+    assert not sandbox.opens(tmp_path / "place")
+    sandbox.guarding.unguard("mounted")
+    assert sandbox.opens(tmp_path / "place")
+
+
+@pytest.mark.parametrize("own_mounts", [False, True])
+def test_root_of_a_container_is_free_beside_what_is_denied(tmp_path: Path, *, own_mounts: bool) -> None:
+    """The name of a root is not to be found in any directory, and a root that is mounted has none."""
+    root = tmp_path / "apart/root"
+    (root / "d").mkdir(parents=True)
+    (tmp_path / "sentinel").write_text("-")
+    container = Container(root, own_mounts=own_mounts)
+    inside = Process(container)
+    guarding = Guarding(tmp_path / "sentinel")
+    try:
+        guarding.guard("-", container.pid, deny=[b"/d", b"/missing"])
+        assert inside.do("list", "/") == ""
+        assert inside.do("list", "/d") == "EPERM"
+        assert guarding.lines() == ["-: DENY OPEN_PERM directory /d"]
+    finally:
+        guarding.close()
+        inside.close()
+        container.close()
+
+
+def test_file_without_a_name_is_free_beside_a_guarded_one(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Also where its directory is mounted elsewhere: in which one it is can be found out, but not by its name."""
+    for name in ("denied", "place"):
+        (tmp_path / name).mkdir()
+    sandbox.bind(sandbox.folder, tmp_path / "place")
+    sandbox.deny(sandbox.file, tmp_path / "denied")
+    assert sandbox.opener.do("open_unnamed", sandbox.folder) == ""
+    assert sandbox.opener.do("open_unnamed", tmp_path / "place") == ""
+    assert sandbox.opener.do("open_unnamed", tmp_path / "denied") == "EPERM"
+
+
 def test_files_of_procfs_are_refused_with_the_reason(sandbox: Sandbox) -> None:
     with pytest.raises(GuardError) as caught:
         sandbox.deny(Path("/proc/self/status"))
