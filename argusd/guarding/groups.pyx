@@ -12,7 +12,7 @@ from posix.unistd cimport getpid
 from argusd.guarding.marks cimport marks_free
 from argusd.guarding.reporter cimport GROUPS, reporter_main
 from argusd.guarding.responder cimport respond, responder_size
-from argusd.guarding.table cimport RING
+from argusd.guarding.table cimport LINKS, RING
 from argusd.includes.fanotify cimport (
     FAN_CLASS_CONTENT,
     FAN_CLOEXEC,
@@ -138,6 +138,7 @@ cdef bint is_layered(int fd) noexcept nogil:
 
 
 cdef void group_free(Group *group) noexcept nogil:
+    cdef int i
     if group.fd >= 0 and not load_int(&group.broken):
         close(group.fd)
     if group.wake_fd >= 0:
@@ -146,6 +147,9 @@ cdef void group_free(Group *group) noexcept nogil:
         close(group.links_fd)
     if group.proc_fd >= 0:
         close(group.proc_fd)
+    for i in range(LINKS):
+        if group.links[i]:
+            close(group.links[i] - 1)
     if group.ring != NULL:
         munmap(group.ring, RING)
     free(group.responder)
@@ -157,9 +161,10 @@ cdef int group_fd_last(int fd) noexcept nogil:
     """Give a group a number behind all others; -1 when there is none.
 
     When a process dies, its descriptors are released beginning with the last. While a process waits for an answer of
-    the group, the end of an inotify instance that watches the file waits for it, too, when what is marked is the
-    directory. So the group has to end first: killed with processes waiting, a holder of both was stuck for ever 2 of 2
-    times when the group had the lower number, and never with the higher one.
+    the group, the end of an inotify instance that watches the file waits for it, too, when what is marked is only the
+    directory; of several such instances that of the one that the kernel would tell first. So the group has to end
+    first: killed with processes waiting, a daemon that had the instance behind the group did not end the first time,
+    and never failed to in 200 deaths with the group behind the instance.
     """
     cdef int last = -1, least = GROUP_FD
     while last < 0 and least > 0:

@@ -28,12 +28,13 @@ from argusd._records cimport (
 from argusd.guarding.marks cimport strays_clear, strays_wait
 from argusd.guarding.table cimport NOTE_END, NOTE_REMOVE, NOTE_SWITCH, RING, Note, Record, entry_free
 from argusd.includes.fanotify cimport stack_push, stack_take
-from argusd.includes.linux cimport POLLIN, SYS_gettid, poll, pollfd, read, syscall
+from argusd.includes.linux cimport POLLIN, SYS_gettid, poll, pollfd, read, syscall, usleep
 from argusd.includes.pthread cimport load_int, load_pointer, load_u64, store_int, store_u64, swap_int
 
 
 cdef enum:
     LINES_FULL = 64 * 1024          # bytes of lines handed to a sink at once
+    NAP_US = 1000
 
 
 # What the thread works with.
@@ -147,16 +148,19 @@ cdef void *reporter_main(void *argument) noexcept nogil:
     cdef Reporter *reporter = <Reporter *>argument
     cdef unsigned long long count
     cdef pollfd waiter
+    cdef bint worked
     cdef int i
     memset(&desk, 0, sizeof(desk))
     desk.reporter = reporter
     desk.thread_id = syscall(SYS_gettid)
     waiter.fd, waiter.events = reporter.fd, POLLIN
     while True:
-        if drain_all(&desk):
-            continue
-        if load_int(&reporter.stopping):
+        worked = drain_all(&desk)
+        if load_int(&reporter.stopping) and not worked:
             break
+        if worked:
+            usleep(NAP_US)              # or each answer would be followed by a wake-up
+            continue
         swap_int(&reporter.waits, 1)    # seen by whoever adds something from here on
         if reporter_idle(reporter):
             poll(&waiter, 1, -1)

@@ -17,6 +17,7 @@ cdef enum:
 cdef enum:
     BUCKETS = 4096                  # of each hash table
     STRAYS = 16
+    LINKS = 1024
     RING = 4 * 1024 * 1024          # bytes of lines on their way, a power of two
 
 cdef enum:
@@ -106,6 +107,7 @@ cdef struct Group:
     pthread_t thread
     void *responder                 # its working memory
     int links_fd                    # /proc/self/fd
+    int links[LINKS]                # in there, O_PATH, by the number of the descriptor, each with 1 added
     int proc_fd                     # /proc
     int self
 
