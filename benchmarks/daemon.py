@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,18 +18,26 @@ from typing import Final, Self
 
 import grpc
 
-from argusd.proto import argus_pb2, argus_pb2_grpc
+from argusd.proto import argus_pb2, argus_pb2_grpc, janus_pb2, janus_pb2_grpc
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
 TIMEOUT_S: Final = 60.0
 _LISTENING: Final = re.compile(rb"Server listening on ([^\s\"]+)")
 
 
+def on_core(core: int) -> list[str]:
+    """What to put before a command so that it runs on one core only."""
+    return ["taskset", "--cpu-list", str(core)]
+
+
 class MeasuredDaemon:
     """``python -m argusd`` with text lines in a pipe."""
 
-    def __init__(self) -> None:
-        """Not started before the ``with`` block."""
+    def __init__(self, *, module: str = "argusd", services: str = "argus", core: int | None = None) -> None:
+        """Not started before the ``with`` block; ``core`` is the only one on which it may run."""
+        self._module = module
+        self._services = services
+        self._core = core
         self._log = b""
         self._process: subprocess.Popen[bytes]
         self._log_fd = -1
@@ -35,7 +45,10 @@ class MeasuredDaemon:
     def __enter__(self) -> Self:
         """Start it and wait until it listens."""
         self._log_fd, write_fd = os.pipe()
-        command = [sys.executable, "-m", "argusd", "-address=127.0.0.1:0", "-log=text", "-log_dir="]
+        command = [sys.executable, "-m", self._module, "-address=127.0.0.1:0", "-log=text", "-log_dir="]
+        command.append(f"-services={self._services}")
+        if self._core is not None:
+            command = [*on_core(self._core), *command]
         self._process = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.DEVNULL, stderr=write_fd)
         os.close(write_fd)
         self._channel = grpc.insecure_channel(self._wait_for(_LISTENING)[1].decode())
@@ -61,6 +74,25 @@ class MeasuredDaemon:
             name="benchmark", nodeName="node", podName="pod", pid=[os.getpid()], subject=[subject]
         )
         argus_pb2_grpc.ArgusdStub(self._channel).CreateWatch(request, timeout=TIMEOUT_S)
+
+    def guard(self, pod: str, *, deny: Sequence[Path], allow: Sequence[Path], owner: bool) -> None:
+        """Guard paths against being opened, as this process sees them; ``owner``: this process and its children may."""
+        subject = janus_pb2.JanusGuardSubject(
+            deny=map(str, deny), allow=map(str, allow), event=["open"], autoAllowOwner=owner
+        )
+        request = janus_pb2.JanusdConfig(
+            name="benchmark", nodeName="node", podName=pod, pid=[os.getpid()], subject=[subject]
+        )
+        janus_pb2_grpc.JanusdStub(self._channel).CreateGuard(request, timeout=TIMEOUT_S)
+
+    def keep_reading(self) -> None:
+        """Throw away what it says from now on."""
+        threading.Thread(target=self._throw_away, daemon=True).start()
+
+    def _throw_away(self) -> None:
+        with contextlib.suppress(OSError):  # it is closed in the end
+            while os.read(self._log_fd, 1 << 20):
+                pass
 
     def says(self, text: bytes, timeout_s: float) -> bool:
         """Whether a line with ``text`` has come since the last one that was found, or comes in time."""

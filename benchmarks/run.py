@@ -10,7 +10,7 @@ from typing import Final
 # As a script this file's own folder is what Python searches; the packages are one level up.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-BENCHMARKS: Final = ("mkdir", "resolve")
+BENCHMARKS: Final = ("mkdir", "resolve", "guard")
 
 
 def main(names: list[str]) -> int:

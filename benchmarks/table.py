@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+NO_GOAL: Final = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +23,7 @@ class Comparison:
     values: Sequence[float]
     reference_values: Sequence[float]
     goal: float
-    """The highest ratio that is good enough."""
+    """The highest ratio that is good enough, or NO_GOAL."""
 
     @property
     def ratio(self) -> float:
@@ -40,6 +44,6 @@ def _row(one: Comparison) -> tuple[str, ...]:
         f"{one.measured}: {statistics.median(one.values):.1f} {one.unit}",
         f"{one.reference}: {statistics.median(one.reference_values):.1f} {one.unit}",
         f"{one.ratio:.2f}",
-        f"≤ {one.goal:.2f}",
-        "met" if one.ratio <= one.goal else "MISSED",
+        f"≤ {one.goal:.2f}" if one.goal != NO_GOAL else "",
+        "" if one.goal == NO_GOAL else "met" if one.ratio <= one.goal else "MISSED",
     )
