@@ -41,6 +41,17 @@ DURATION_S ?= 600
 soak: native ## random operations by 4 processes, every report judged: make soak DURATION_S=600
 	@$(PY) -m tests.soak.soak --duration-s $(DURATION_S)
 
+.PHONY: soak-guards
+soak-guards: native ## watches and guards on one container under load, in one process and in two: make soak-guards DURATION_S=300
+	@$(PY) -m tests.soak.guards --duration-s $(DURATION_S)
+
+KILLS ?= 200
+GUARDS ?= 10000
+
+.PHONY: hammer
+hammer: native ## sudden ends of the daemon while 16 processes open what it guards: make hammer KILLS=200 GUARDS=10000
+	@KILLS=$(KILLS) GUARDS=$(GUARDS) $(VENV)/bin/pytest --timeout 3600 tests/load/test_guard_liveness.py
+
 .PHONY: build
 build: dist/argusd ## make dist/argusd, one file that runs on any Linux of this architecture, and its link dist/janusd
 
