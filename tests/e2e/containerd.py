@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import grpc
 
-from demo.container import INIT
 from tests.e2e.place import IMAGE, PAUSE, RuntimeFailedError
 from tests.e2e.runtime import Runtime, Shape, above, answers
 
@@ -41,7 +40,9 @@ class Containerd(Runtime):
 
     def _run(self, shape: Shape) -> str:
         options = [f"--cgroup={shape.cgroup.format(id=shape.id)}", f"--runc-binary={self.place.runc}"]
-        self.place.call_detached(*self._command("run", "--detach", *options, IMAGE, shape.id))
+        for source, target in shape.volumes:
+            options += ["--mount", f"type=bind,src={source},dst={target},options=rbind:rw"]
+        self.place.call_detached(*self._command("run", "--detach", *options, IMAGE, shape.id, *shape.init))
         return shape.id
 
     def pid(self, container: str) -> int:
@@ -83,7 +84,7 @@ class Cri(Containerd):
         channel = grpc.insecure_channel(f"unix://{self.socket}")
         self._stack.callback(channel.close)
         self._service = services.RuntimeServiceStub(channel)
-        self._sandboxes: dict[str, tuple[str, Any]] = {}
+        self._sandboxes: dict[str, tuple[str, Any, Shape]] = {}
         self._execs: list[Any] = []
 
     def _run(self, shape: Shape) -> str:
@@ -101,24 +102,25 @@ class Cri(Containerd):
             ),
         )
         sandbox = self._rpc("RunPodSandbox", messages.RunPodSandboxRequest(config=config)).pod_sandbox_id
-        return self._run_in(sandbox, config, attempt=0)
+        return self._run_in(sandbox, config, shape, attempt=0)
 
     def replace(self, container: str) -> str:
         """Remove a container and start it again, as a kubelet restarts it: in the same sandbox, with a new id."""
-        sandbox, config = self._sandboxes.pop(container)
+        sandbox, config, shape = self._sandboxes.pop(container)
         self._rpc("RemoveContainer", self._messages.ContainerId(container_id=container))
         self._running.remove(container)
-        again = self._run_in(sandbox, config, attempt=1)
+        again = self._run_in(sandbox, config, shape, attempt=1)
         self._running.add(again)
         return again
 
-    def _run_in(self, sandbox: str, config: Any, *, attempt: int) -> str:
+    def _run_in(self, sandbox: str, config: Any, shape: Shape, *, attempt: int) -> str:
         messages = self._messages
         spaces = config.linux.security_context.namespace_options
         wanted = messages.ContainerConfig(
             metadata=messages.ContainerMetadata(name="app", attempt=attempt),
             image=messages.ImageSpec(image=IMAGE),
-            command=INIT,
+            command=shape.init,
+            mounts=[messages.Mount(container_path=target, host_path=str(source)) for source, target in shape.volumes],
             linux=messages.LinuxContainerConfig(
                 security_context=messages.LinuxContainerSecurityContext(namespace_options=spaces)
             ),
@@ -126,7 +128,7 @@ class Cri(Containerd):
         request = messages.CreateContainerRequest(pod_sandbox_id=sandbox, config=wanted, sandbox_config=config)
         container: str = self._rpc("CreateContainer", request).container_id
         self._rpc("StartContainer", messages.ContainerId(container_id=container))
-        self._sandboxes[container] = sandbox, config
+        self._sandboxes[container] = sandbox, config, shape
         return container
 
     def pid(self, container: str) -> int:

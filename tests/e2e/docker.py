@@ -36,7 +36,10 @@ class Docker(Runtime):
 
     def _run(self, shape: Shape) -> str:
         pids = ["--pid=host"] if shape.pids == "host" else []
-        return self.call("run", "--detach", "--network=none", f"--cgroup-parent={above(shape.cgroup)}", *pids, IMAGE)
+        return self.call(
+            *("run", "--detach", "--network=none", f"--cgroup-parent={above(shape.cgroup)}"),
+            *(*pids, *volume_flags(shape), IMAGE, *shape.init),
+        )
 
     def pid(self, container: str) -> int:
         return int(self.call("inspect", "--format={{.State.Pid}}", container))
@@ -82,7 +85,7 @@ class Podman(Runtime):
         # conmon stays behind and keeps what it inherits: the id comes in a file.
         self.place.call_detached(
             *self._command("run", "--detach", "--network=none", f"--cidfile={identity}", *LIMITS),
-            *(f"--cgroup-parent={above(shape.cgroup)}", *pids, IMAGE),
+            *(f"--cgroup-parent={above(shape.cgroup)}", *pids, *volume_flags(shape), IMAGE, *shape.init),
         )
         return identity.read_text().strip()
 
@@ -106,3 +109,8 @@ class Podman(Runtime):
 
     def _podman(self, *arguments: str) -> str:
         return self.place.call(*self._command(*arguments))
+
+
+def volume_flags(shape: Shape) -> list[str]:
+    """The volumes of a container as both clients take them."""
+    return [f"--volume={volume.source}:{volume.target}" for volume in shape.volumes]

@@ -22,7 +22,11 @@ class Oci(Runtime):
         container = shape.id
         bundle = self._bundle(container)
         shutil.copytree(rootfs_template(), bundle / "rootfs", symlinks=True)
-        spec = oci_spec(shape.cgroup.format(id=container))
+        spec = oci_spec(shape.cgroup.format(id=container), shape.init)
+        spec["mounts"] += [
+            {"destination": volume.target, "type": "bind", "source": str(volume.source), "options": ["rbind"]}
+            for volume in shape.volumes
+        ]
         if shape.pids == "host":
             spec["linux"]["namespaces"].remove({"type": "pid"})
         (bundle / "config.json").write_text(json.dumps(spec))

@@ -7,14 +7,21 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import ClassVar, Final, Literal, Self
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import ClassVar, Final, Literal, NamedTuple, Self
 
-from demo.container import missing_for_runc
+from demo.container import INIT, missing_for_runc
 from tests.e2e.place import Place, RuntimeFailedError
 
 PidNamespace = Literal["own", "pod", "host"]
+
+
+class Volume(NamedTuple):
+    """A file or folder of the place that is mounted in a container."""
+
+    source: Path
+    target: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,9 @@ class Shape:
     """Whose processes it sees: "pod" shares those of its sandbox, "host" those of the place."""
     id: str = ""
     """Its id, for a runtime that lets its caller choose; empty: any."""
+    init: tuple[str, ...] = INIT
+    """What it runs."""
+    volumes: tuple[Volume, ...] = ()
 
 
 class Runtime(ABC):
@@ -57,10 +67,10 @@ class Runtime(ABC):
         self._stack.close()
 
     def run(self, shape: Shape | None = None) -> str:
-        """Start a container that sleeps; returns its id."""
+        """Start a container, one that sleeps if nothing else is said; returns its id."""
         shape = shape or Shape()
         cgroup = self.place.cgroup + (shape.cgroup or self.default_cgroup)
-        container = self._run(Shape(cgroup, shape.pids, shape.id or secrets.token_hex(32)))
+        container = self._run(replace(shape, cgroup=cgroup, id=shape.id or secrets.token_hex(32)))
         self._running.add(container)
         return container
 
