@@ -1,6 +1,7 @@
-"""A stand-in for the Go controller that the daemon serves: it calls as that one does, with its oddities.
+"""A stand-in for the Go controllers that the daemons serve: it calls as those do, with their oddities.
 
-What it imitates, rule by rule (the numbers stand where the rule is followed):
+What it imitates, rule by rule (the numbers stand where the rule is followed), in the words of watches. For guards they
+hold likewise, but that nothing is counted:
 
  1. CreateWatch has a deadline of 5 s.
  2. An empty nodeName in the answer counts as a failure, as any error does.
@@ -25,11 +26,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import grpc
 
-from argusd.proto import argus_pb2, argus_pb2_grpc
+from argusd.proto import argus_pb2, argus_pb2_grpc, janus_pb2, janus_pb2_grpc
 
 CREATE_DEADLINE_S: Final = 5.0  # rule 1
 DESTROY_DEADLINE_S: Final = 5.0
@@ -38,12 +39,35 @@ CALLS_AT_ONCE: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
-class ArgusWatcher:
-    """The custom resource: what is watched in the pods that carry a label."""
+class Service:
+    """What the two controllers call: the same under other names."""
+
+    stub: Callable[[grpc.Channel], Any]
+    config: Callable[..., Any]
+    create: str
+    destroy: str
+    state: str
+    metrics: str = ""
+
+
+WATCHES: Final = Service(
+    argus_pb2_grpc.ArgusdStub,
+    argus_pb2.ArgusdConfig,
+    *("CreateWatch", "DestroyWatch", "GetWatchState", "RecordMetrics"),
+)
+GUARDS: Final = Service(
+    janus_pb2_grpc.JanusdStub, janus_pb2.JanusdConfig, "CreateGuard", "DestroyGuard", "GetGuardState"
+)
+Subject: TypeAlias = argus_pb2.ArgusWatcherSubject | janus_pb2.JanusGuardSubject
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """The custom resource, an ArgusWatcher or a JanusGuard: what is to be done in the pods that carry a label."""
 
     name: str
     label: str
-    subjects: tuple[argus_pb2.ArgusWatcherSubject, ...]
+    subjects: tuple[Subject, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +99,25 @@ class Connection:
     """The calls to one daemon, for as long as it lives."""
 
     channel: grpc.Channel
+    service: Service
     last_pids: tuple[int, ...] = ()
     counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    _stub: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._stub = argus_pb2_grpc.ArgusdStub(self.channel)
-        self._stream: Iterator[argus_pb2.ArgusdMetricsHandle] = self._stub.RecordMetrics(argus_pb2.Empty())
-        self._stream.initial_metadata()  # type: ignore[attr-defined]  # of the call: the daemon has the stream now
-        threading.Thread(target=self._count, name="metrics", daemon=True).start()
+        self._stub = self.service.stub(self.channel)
+        if self.service.metrics:
+            stream = self._call(self.service.metrics)(argus_pb2.Empty())
+            stream.initial_metadata()  # the daemon has the stream now
+            threading.Thread(target=self._count, args=[stream], name="metrics", daemon=True).start()
 
-    _stub: argus_pb2_grpc.ArgusdStub = field(init=False, repr=False)
-    _stream: Iterator[argus_pb2.ArgusdMetricsHandle] = field(init=False, repr=False)
+    def _call(self, name: str) -> Any:
+        return getattr(self._stub, name)
 
-    def create(self, config: argus_pb2.ArgusdConfig) -> tuple[int, ...]:
+    def create(self, config: Any) -> tuple[int, ...]:
         """One try; the pids, or ConnectionError."""
         try:
-            handle = self._stub.CreateWatch(config, timeout=CREATE_DEADLINE_S)
+            handle = self._call(self.service.create)(config, timeout=CREATE_DEADLINE_S)
         except (grpc.RpcError, ValueError) as error:  # ValueError: the channel was closed
             raise ConnectionError(str(error)) from error
         if not handle.nodeName:  # rule 2
@@ -100,32 +127,35 @@ class Connection:
 
     def destroy(self, node: str, pod: str) -> None:
         """Rule 5: the pids are those of whatever was created last."""
-        config = argus_pb2.ArgusdConfig(nodeName=node, podName=pod, pid=self.last_pids)
-        self._stub.DestroyWatch(config, timeout=DESTROY_DEADLINE_S)
+        config = self.service.config(nodeName=node, podName=pod, pid=self.last_pids)
+        self._call(self.service.destroy)(config, timeout=DESTROY_DEADLINE_S)
 
     def poll(self) -> Poll:
         """One GetWatchState; grpc.RpcError when the daemon is not there."""
-        handles = self._stub.GetWatchState(argus_pb2.Empty())
+        handles = self._call(self.service.state)(argus_pb2.Empty())
         return Poll(tuple((handle.nodeName, handle.podName, frozenset(handle.pid)) for handle in handles))
 
-    def _count(self) -> None:
+    def _count(self, stream: Iterator[argus_pb2.ArgusdMetricsHandle]) -> None:
         try:
-            for message in self._stream:
+            for message in stream:
                 self.counts[message.argusWatcher, message.event, message.nodeName] += 1
         except grpc.RpcError:
             return  # rule 8
 
 
 class Controller:
-    """Knows ArgusWatchers and pods, and has the daemon watch them. Close it before the daemons' channels."""
+    """Knows resources and pods, and has the daemon watch or guard them. Close it before the daemons' channels."""
 
-    def __init__(self, *, poll_s: float, retry_s: float, on_poll: Callable[[Callable[[], Poll]], Poll]) -> None:
+    def __init__(
+        self, service: Service, *, poll_s: float, retry_s: float, on_poll: Callable[[Callable[[], Poll]], Poll]
+    ) -> None:
         """``on_poll`` is given each poll to carry out, so that it can look before and after."""
+        self._service = service
         self._poll_s = poll_s
         self._retry_s = retry_s
         self._on_poll = on_poll
         self._lock = threading.RLock()
-        self._watchers: dict[str, ArgusWatcher] = {}
+        self._watchers: dict[str, Resource] = {}
         self._pods: dict[str, Pod] = {}
         self._busy: set[tuple[Pod, str]] = set()
         self._stop = threading.Event()
@@ -146,17 +176,17 @@ class Controller:
 
     def connect(self, channel: grpc.Channel | None) -> None:
         """Turn to the daemon behind ``channel``; None: there is none."""
-        connection = Connection(channel) if channel is not None else None
+        connection = Connection(channel, self._service) if channel is not None else None
         with self._lock:
             self.connection = connection
             self.created.clear()
 
-    def add_watcher(self, watcher: ArgusWatcher) -> None:
+    def add_watcher(self, watcher: Resource) -> None:
         """A new ArgusWatcher: its pods are created at the next poll that misses them."""
         with self._lock:
             self._watchers[watcher.name] = watcher
 
-    def edit_watcher(self, watcher: ArgusWatcher) -> None:
+    def edit_watcher(self, watcher: Resource) -> None:
         """Rule 9: every pod that it selects gets a CreateWatch, also when another ArgusWatcher has it."""
         with self._lock:
             self._watchers[watcher.name] = watcher
@@ -185,20 +215,20 @@ class Controller:
         if connection is not None:
             connection.destroy(pod.node, pod.name)
 
-    def _first(self, pod: Pod) -> ArgusWatcher | None:
+    def _first(self, pod: Pod) -> Resource | None:
         """The watcher that a pod is created for: the first that selects it (rule 9)."""
         return next((watcher for watcher in self._watchers.values() if watcher.label in pod.labels), None)
 
-    def _send(self, pod: Pod, watcher: ArgusWatcher) -> None:
+    def _send(self, pod: Pod, watcher: Resource) -> None:
         with self._lock:
             if (pod, watcher.name) in self._busy:
                 return
             self._busy.add((pod, watcher.name))
         self._pool.submit(self._create, pod, watcher)
 
-    def _create(self, pod: Pod, watcher: ArgusWatcher) -> None:
+    def _create(self, pod: Pod, watcher: Resource) -> None:
         """Rule 3. The pod's ids are those of the first try, whatever becomes of the pod."""
-        config = argus_pb2.ArgusdConfig(
+        config = self._service.config(
             name=watcher.name, nodeName=pod.node, podName=pod.name, cid=pod.cids, subject=watcher.subjects
         )
         wait_s = self._retry_s
@@ -242,6 +272,6 @@ class Controller:
                 self._send(pod, watcher)
 
 
-def edited(watcher: ArgusWatcher, *subjects: argus_pb2.ArgusWatcherSubject) -> ArgusWatcher:
+def edited(watcher: Resource, *subjects: Subject) -> Resource:
     """The same object with other subjects."""
     return replace(watcher, subjects=subjects)
