@@ -1,6 +1,7 @@
 """The scratch image as a node's agent: host PID namespace, docker's default seccomp profile, only cgroups mounted.
 
-It has the rights that the manifests give it, docker's default capabilities with SYS_PTRACE and SYS_ADMIN, or the least.
+It has the rights that the manifests give it, docker's default capabilities with SYS_PTRACE and SYS_ADMIN, or the least
+that watching or guarding takes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import grpc
 import pytest
 
 from argusd.proto import argus_pb2, janus_pb2
@@ -24,8 +26,21 @@ PROJECT: Final = Path(__file__).resolve().parents[2]
 SIZE_LIMIT_BYTES: Final = 45_000_000
 STOP_TIMEOUT_S: Final = 5.0
 NODE_AGENT: Final = ("--pid=host", "--cgroupns=private", "--volume=/sys/fs/cgroup:/sys/fs/cgroup:ro")
-CAPABILITIES: Final = {1: "DAC_OVERRIDE", 2: "DAC_READ_SEARCH", 18: "SYS_CHROOT", 19: "SYS_PTRACE", 21: "SYS_ADMIN"}
+CAPABILITIES: Final = {
+    1: "DAC_OVERRIDE",
+    2: "DAC_READ_SEARCH",
+    18: "SYS_CHROOT",
+    19: "SYS_PTRACE",
+    21: "SYS_ADMIN",
+    29: "AUDIT_WRITE",
+}
 """Those that matter here, by their numbers in linux/capability.h."""
+
+
+CLOSED: Final = """
+cd /root && echo x >secret && echo x >public && mkdir -p closed/in && chmod 0 secret public closed closed/in
+"""
+"""Files and folders that are closed to everybody but those who may pass over that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +52,31 @@ class Rights:
     lacks: frozenset[str]
 
 
-RIGHTS: Final = {
-    "manifest": Rights(
-        ("--cap-add=SYS_PTRACE", "--cap-add=SYS_ADMIN"),
-        frozenset({"DAC_OVERRIDE", "SYS_CHROOT", "SYS_PTRACE", "SYS_ADMIN"}),
-        frozenset({"DAC_READ_SEARCH"}),
-    ),
-    "least": Rights(
-        ("--cap-drop=ALL", "--cap-add=SYS_PTRACE", "--cap-add=DAC_READ_SEARCH"),
-        frozenset({"SYS_PTRACE", "DAC_READ_SEARCH"}),
-        frozenset({"DAC_OVERRIDE", "SYS_CHROOT", "SYS_ADMIN"}),
-    ),
-}
-"""Without SYS_ADMIN docker's seccomp profile forbids setns(2), and unshare(2) of any kind."""
+def rights(*flags: str, has: str, lacks: str) -> Rights:
+    return Rights(flags, frozenset(has.split()), frozenset(lacks.split()))
+
+
+MANIFEST: Final = rights(
+    *("--cap-add=SYS_PTRACE", "--cap-add=SYS_ADMIN"),
+    has="DAC_OVERRIDE SYS_CHROOT SYS_PTRACE SYS_ADMIN AUDIT_WRITE",
+    lacks="DAC_READ_SEARCH",
+)
+LEAST_TO_WATCH: Final = rights(
+    *("--cap-drop=ALL", "--cap-add=SYS_PTRACE", "--cap-add=DAC_READ_SEARCH"),
+    has="SYS_PTRACE DAC_READ_SEARCH",
+    lacks="DAC_OVERRIDE SYS_CHROOT SYS_ADMIN AUDIT_WRITE",
+)
+"""Without SYS_ADMIN docker's seccomp profile forbids setns(2), unshare(2) of any kind, and fanotify_init(2)."""
+LEAST_TO_GUARD: Final = rights(
+    *(*LEAST_TO_WATCH.flags, "--cap-add=SYS_ADMIN"),
+    has="SYS_PTRACE DAC_READ_SEARCH SYS_ADMIN",
+    lacks="DAC_OVERRIDE SYS_CHROOT AUDIT_WRITE",
+)
+LEAST_TO_AUDIT: Final = rights(
+    *(*LEAST_TO_GUARD.flags, "--cap-add=AUDIT_WRITE"),
+    has="SYS_PTRACE DAC_READ_SEARCH SYS_ADMIN AUDIT_WRITE",
+    lacks="DAC_OVERRIDE SYS_CHROOT",
+)
 
 
 def missing() -> str:
@@ -123,6 +150,16 @@ def capabilities(docker: Docker, name: str) -> set[str]:
     return {capability for number, capability in CAPABILITIES.items() if mask & 1 << number}
 
 
+def warnings(daemon: PlacedDaemon) -> list[str]:
+    return [line for line in daemon.lines if '"WARNING"' in line]
+
+
+def check_rights(docker: Docker, name: str, wanted: Rights) -> None:
+    assert is_confined(docker, name)
+    assert wanted.has <= capabilities(docker, name)
+    assert not wanted.lacks & capabilities(docker, name)
+
+
 def is_confined(docker: Docker, name: str) -> bool:
     """Whether it runs as a pod does: filtered system calls, its own cgroup namespace, nothing mounted but cgroups."""
     process, node = (docker.place.proc / str(pid) for pid in (docker.pid(name), 1))
@@ -135,17 +172,18 @@ def is_confined(docker: Docker, name: str) -> bool:
     )
 
 
-@pytest.mark.parametrize(("rights", "enter"), [("manifest", "openat2"), ("manifest", "setns"), ("least", "openat2")])
+@pytest.mark.parametrize(
+    ("wanted", "enter"),
+    [(MANIFEST, "openat2"), (MANIFEST, "setns"), (LEAST_TO_WATCH, "openat2")],
+    ids=["manifest-openat2", "manifest-setns", "least-openat2"],
+)
 def test_watches_another_container(
-    docker: Docker, image: str, name: str, rights: str, enter: str, tmp_path: Path
+    docker: Docker, image: str, name: str, wanted: Rights, enter: str, tmp_path: Path
 ) -> None:
-    wanted = RIGHTS[rights]
     with agent(docker, name, image, wanted.flags, enter) as daemon:
         assert health(daemon.channel) == SERVING
-        assert not [line for line in daemon.lines if '"WARNING"' in line]
-        assert is_confined(docker, name)
-        assert wanted.has <= capabilities(docker, name)
-        assert not wanted.lacks & capabilities(docker, name)
+        assert warnings(daemon) == []
+        check_rights(docker, name, wanted)
 
         before = watches(docker, name)
         box = docker.run()
@@ -170,18 +208,74 @@ def test_watches_another_container(
     assert {path.name for path in (tmp_path / "left").iterdir()} == {"argusd.INFO"}
 
 
-def test_guards_another_container_with_the_rights_of_the_manifests(docker: Docker, image: str, name: str) -> None:
-    with agent(docker, name, image, RIGHTS["manifest"].flags, "openat2", "/janusd") as daemon:
-        assert not [line for line in daemon.lines if '"WARNING"' in line]
-        assert is_confined(docker, name)
+@pytest.mark.parametrize(
+    ("wanted", "enter", "audit"),
+    [
+        (MANIFEST, "openat2", True),
+        (MANIFEST, "setns", False),
+        (LEAST_TO_GUARD, "openat2", False),
+        (LEAST_TO_AUDIT, "openat2", True),
+    ],
+    ids=["manifest-openat2-audit", "manifest-setns", "least-openat2", "least-openat2-audit"],
+)
+def test_guards_another_container(
+    docker: Docker, image: str, name: str, wanted: Rights, enter: str, *, audit: bool
+) -> None:
+    with agent(docker, name, image, wanted.flags, enter, "/janusd") as daemon:
+        assert len(warnings(daemon)) == ("AUDIT_WRITE" in wanted.lacks)
+        check_rights(docker, name, wanted)
         box = docker.run()
-        docker.exec(box, "sh", "-c", "echo x >/root/secret && echo x >/root/public")
-        subject = janus_pb2.JanusGuardSubject(deny=["/root/secret"], allow=["/root/public"], event=["open"])
-        config = janus_pb2.JanusdConfig(name="g", nodeName="n", podName="p", cid=[docker.uri(box)], subject=[subject])
-        assert list(daemon.guards.CreateGuard(config, timeout=5).pid) == [docker.pid(box)]
-        docker.exec(box, "sh", "-c", "cat /root/public && ! cat /root/secret")
+        docker.exec(box, "sh", "-c", CLOSED)
+        assert guard(daemon, docker.uri(box), audit=audit) == [docker.pid(box)]
+        # As root of the container, who may read them: only the guard refuses.
+        docker.exec(
+            box, "sh", "-c", "cat /root/public && ! cat /root/secret && ! ls /root/closed/in && ls /root/closed"
+        )
         daemon.wait_for_text("<ALLOW> OPEN_PERM file '/root/public' (p:n)")
         daemon.wait_for_text("<DENY> OPEN_PERM file '/root/secret' (p:n)")
+        daemon.wait_for_text("<DENY> OPEN_PERM directory '/root/closed/in' (p:n)")
         docker.remove(box)
         until(lambda: daemon.guard_state() == [], STOP_TIMEOUT_S, "a state without the pod")
         assert daemon.stop() == 0
+
+
+def test_what_it_has_not_the_rights_for_is_refused_by_name(docker: Docker, image: str, name: str) -> None:
+    box = docker.run()
+    docker.exec(box, "sh", "-c", CLOSED)
+    with agent(docker, name, image, LEAST_TO_GUARD.flags, "openat2", "/janusd") as daemon:
+        assert "CAP_AUDIT_WRITE: guards with `audit` are refused" in warnings(daemon)[0]
+        assert refusal(daemon, docker.uri(box), audit=True) == (
+            f"cannot guard container {box} with `audit`: fanotify_init(2) is not permitted: "
+            "the daemon lacks CAP_AUDIT_WRITE"
+        )
+        assert daemon.guard_state() == []
+        docker.exec(box, "cat", "/root/secret")
+        assert guard(daemon, docker.uri(box)) == [docker.pid(box)]
+        assert refusal(daemon, docker.uri(box), audit=True)
+        docker.exec(box, "sh", "-c", "! cat /root/secret")  # a refused change changes nothing
+        assert daemon.stop() == 0
+    docker.call("rm", name)
+    with agent(docker, name, image, LEAST_TO_WATCH.flags, "openat2", "/janusd") as daemon:
+        assert "CAP_SYS_ADMIN: nothing is guarded, because fanotify_init needs it" in warnings(daemon)[0]
+        assert refusal(daemon, docker.uri(box)) == (
+            f"cannot guard container {box}: fanotify_init(2) is not permitted: the daemon lacks CAP_SYS_ADMIN"
+        )
+        assert daemon.guard_state() == []
+        docker.exec(box, "cat", "/root/secret")
+        assert daemon.stop() == 0
+    docker.remove(box)
+
+
+def guard(daemon: PlacedDaemon, uri: str, *, audit: bool = False) -> list[int]:
+    subject = janus_pb2.JanusGuardSubject(
+        deny=["/root/secret", "/root/closed/in"], allow=["/root/public"], event=["open"], audit=audit
+    )
+    config = janus_pb2.JanusdConfig(name="g", nodeName="n", podName="p", cid=[uri], subject=[subject])
+    return list(daemon.guards.CreateGuard(config, timeout=STOP_TIMEOUT_S).pid)
+
+
+def refusal(daemon: PlacedDaemon, uri: str, *, audit: bool = False) -> str:
+    with pytest.raises(grpc.RpcError) as failure:
+        guard(daemon, uri, audit=audit)
+    assert failure.value.code() == grpc.StatusCode.PERMISSION_DENIED
+    return str(failure.value.details())
