@@ -13,6 +13,7 @@ Without an actor an operation is the test's own: it prepares.
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import signal
@@ -73,13 +74,13 @@ def destroy_guard(daemon: PlacedDaemon, pod: str, *pids: int) -> None:
     daemon.guards.DestroyGuard(janus_pb2.JanusdConfig(nodeName=NODE, podName=pod, pid=pids), timeout=RPC_TIMEOUT_S)
 
 
-def marks(daemon: PlacedDaemon) -> list[str]:
-    """The kernel's list of what the daemon has marked: see proc_pid_fdinfo(5)."""
-    lines: list[str] = []
+def marked(daemon: PlacedDaemon) -> set[int]:
+    """The inodes that the daemon has marked, by their numbers: see proc_pid_fdinfo(5)."""
+    inodes: set[int] = set()
     for info in Path(f"/proc/{daemon.pid}/fdinfo").iterdir():
         with suppress(FileNotFoundError):  # closed meanwhile
-            lines += (line for line in info.read_text().splitlines() if line.startswith("fanotify ino:"))
-    return lines
+            inodes |= {int(inode, 16) for inode in re.findall(r"^fanotify ino:(\w+)", info.read_text(), re.MULTILINE)}
+    return inodes
 
 
 @dataclass(frozen=True, slots=True)

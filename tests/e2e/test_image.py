@@ -18,9 +18,13 @@ import grpc
 import pytest
 
 from argusd.proto import argus_pb2, janus_pb2
+from tests.e2e import opening
 from tests.e2e.client import SERVING, create_watch, first_message, health
+from tests.e2e.guarding import Stage
 from tests.e2e.place import Place, PlacedDaemon, inotify_watches, until
 from tests.e2e.runtimes import Docker
+from tests.e2e.test_guards import STORIES
+from tests.kernel.story import parse
 
 PROJECT: Final = Path(__file__).resolve().parents[2]
 SIZE_LIMIT_BYTES: Final = 45_000_000
@@ -237,6 +241,17 @@ def test_guards_another_container(
         docker.remove(box)
         until(lambda: daemon.guard_state() == [], STOP_TIMEOUT_S, "a state without the pod")
         assert daemon.stop() == 0
+
+
+@pytest.mark.skipif(bool(opening.missing()), reason=opening.missing() or "files can be opened here")
+@pytest.mark.parametrize("enter", ["openat2", "setns"])
+def test_refuses_everybody_who_is_refused_by_a_daemon_of_the_node(
+    docker: Docker, image: str, name: str, enter: str
+) -> None:
+    rights = MANIFEST if enter == "setns" else LEAST_TO_GUARD
+    with agent(docker, name, image, rights.flags, enter, "/janusd") as daemon, Stage(docker, daemon) as stage:
+        for story in parse(STORIES):
+            stage.play(story)
 
 
 def test_what_it_has_not_the_rights_for_is_refused_by_name(docker: Docker, image: str, name: str) -> None:
