@@ -3,7 +3,8 @@ r"""Guards of a container that a real runtime has started, by a real janusd, and
 Stories are those of tests/kernel/guarding.py, with other actors. Every operation has its actor before it:
 
 - ``init``, ``child``, ``grandchild``: the container's init, a child of it, and a child of that;
-- ``exec``: a process that the runtime has executed in the container, as ``docker exec`` does;
+- ``exec``: a process that the runtime has executed in the container, as ``docker exec`` does; ``orphan``: one that it
+  has started, whose parent has ended;
 - ``neighbour``: the init of another container, which has the volume ``/shared`` of the first as ``/elsewhere``;
 - ``host``: a process of the node, by way of ``/proc/PID/root``; ``node``: by the path that the container's root (or
   the volume) has on the node.
@@ -39,6 +40,7 @@ ELSEWHERE: Final = "/elsewhere"
 SINGLE: Final = "/etc/single.conf"
 NODE: Final = "node-1"
 SENTINEL: Final = "sentinel"
+ACTORS: Final = frozenset({"init", "exec", "neighbour", "host", "node", *GENERATIONS})
 FOLDERS: Final = ("/data", SHARED)
 """Where stories play; empty at the beginning of each."""
 
@@ -205,10 +207,10 @@ class Stage:
             destroy_guard(self.daemon, self.pod)
             for folder in FOLDERS:
                 for path in self.world.path(folder).iterdir():
-                    if path.is_dir() and not path.is_symlink():
-                        shutil.rmtree(path)
-                    else:
+                    if path.is_symlink() or not path.is_dir():
                         path.unlink()
+                    else:
+                        shutil.rmtree(path)
 
     def guard(self, **fields: Any) -> list[int]:
         """Guard the container for this act's pod."""
@@ -249,7 +251,7 @@ class Stage:
                 write_opener(self.world.path(path))
             case ["outside", "open"]:
                 yield from filter(None, [self.openers["node"].do("open", self.outside)])
-            case [("init" | "exec" | "neighbour" | "child" | "grandchild" | "host" | "node") as who, operation, *paths]:
+            case [who, operation, *paths] if who in ACTORS:
                 yield from filter(None, [self.do(who, operation, *paths)])
             case [operation, *arguments]:
                 self.world.operations[operation](*(argument.format(stage=self) for argument in arguments))
@@ -259,6 +261,8 @@ class Stage:
         match who:
             case "child" | "grandchild":
                 return self.openers["init"].do(operation, *paths, generation=GENERATIONS[who])
+            case "orphan":
+                return self.openers["exec"].do(operation, *paths, generation=GENERATIONS[who])
             case "host":
                 return self.openers["node"].do(operation, *(f"/proc/{self.pid}/root{path}" for path in paths))
             case "node":

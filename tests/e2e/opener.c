@@ -1,12 +1,14 @@
 /* Opens files when told to: linked statically, run as the init of a container, beside it, or on the node.
 
    opener FOLDER: a line "GENERATION OPERATION PATH" in the pipe FOLDER/tasks is answered by one in FOLDER/answers, with
-   the name of an errno, or "-". Generation 0 is this process, 1 a child of it, 2 a child of that. */
+   the name of an errno, or "-". Generation 0 is this process, 1 a child of it, 2 a child of that; -1 is a process whose
+   parent has ended. */
 
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -105,12 +107,20 @@ static int carry_out(const char *operation, char *path) {
 /* In a child of it, GENERATION times; a program that is executed is a child's, too. */
 static int in_generation(int generation, const char *operation, char *path) {
     int ends[2], error = 0;
-    pid_t child;
+    pid_t child, parent;
     if (generation == 0)
         return carry_out(operation, path);
     if (pipe2(ends, O_CLOEXEC) != 0 || (child = fork()) < 0)
         return errno;
     if (child == 0) {
+        if (generation < 0) {
+            parent = getpid();
+            if (fork() != 0)
+                _exit(0);
+            while (getppid() == parent)
+                sched_yield();
+            generation = 1;
+        }
         error = in_generation(generation - 1, operation, path);
         _exit(write(ends[1], &error, sizeof(error)) != sizeof(error));
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Self
 
 ANSWER_TIMEOUT_S: Final = 20.0
-GENERATIONS: Final = {"child": 1, "grandchild": 2}
+GENERATIONS: Final = {"child": 1, "grandchild": 2, "orphan": -1}
 
 
 def missing() -> str:

@@ -131,6 +131,14 @@ the owner and its children may do what others may not
                                      -> DENY OPEN_PERM file /data/run
     init exec  /data/run             -> ALLOW OPEN_PERM file /data/run
 
+who has lost its parent is a child of the owner
+    write      /data/f
+    guard      deny=/data/f
+    orphan open /data/f              -> EPERM
+                                     -> DENY OPEN_PERM file /data/f
+    guard      deny=/data/f autoAllowOwner
+    orphan open /data/f              -> ALLOW OPEN_PERM file /data/f
+
 what is allowed is told of
     write      /data/f
     write      /data/g

@@ -76,6 +76,11 @@ LEAST_TO_GUARD: Final = rights(
     has="SYS_PTRACE DAC_READ_SEARCH SYS_ADMIN",
     lacks="DAC_OVERRIDE SYS_CHROOT AUDIT_WRITE",
 )
+LEAST_TO_ENTER: Final = rights(
+    *(*LEAST_TO_GUARD.flags, "--cap-add=SYS_CHROOT"),
+    has="SYS_PTRACE DAC_READ_SEARCH SYS_ADMIN SYS_CHROOT",
+    lacks="DAC_OVERRIDE AUDIT_WRITE",
+)
 LEAST_TO_AUDIT: Final = rights(
     *(*LEAST_TO_GUARD.flags, "--cap-add=AUDIT_WRITE"),
     has="SYS_PTRACE DAC_READ_SEARCH SYS_ADMIN AUDIT_WRITE",
@@ -219,8 +224,9 @@ def test_watches_another_container(
         (MANIFEST, "setns", False),
         (LEAST_TO_GUARD, "openat2", False),
         (LEAST_TO_AUDIT, "openat2", True),
+        (LEAST_TO_ENTER, "setns", False),
     ],
-    ids=["manifest-openat2-audit", "manifest-setns", "least-openat2", "least-openat2-audit"],
+    ids=["manifest-openat2-audit", "manifest-setns", "least-openat2", "least-openat2-audit", "least-setns"],
 )
 def test_guards_another_container(
     docker: Docker, image: str, name: str, wanted: Rights, enter: str, *, audit: bool
