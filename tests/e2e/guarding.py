@@ -232,7 +232,8 @@ class Stage:
                 events = self.events()[told:]
                 told += len(events)
                 reported += [" ".join(event[key] for key in ("response", "event", "ftype", "path")) for event in events]
-                assert reported == list(step.reports), f"{story.title}, line {step.line}: {' '.join(step.words)}"
+                where = f"{story.title}, line {step.line}: {' '.join(step.words)}"
+                assert reported == list(step.reports), f"{where}: {reported}, expected {list(step.reports)}"
 
     def _do(self, words: Sequence[str]) -> Iterator[str]:
         match words:

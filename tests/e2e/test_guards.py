@@ -106,15 +106,15 @@ what opens nothing goes on, and another name of a denied file is as good as it
                                      -> DENY OPEN_PERM file /data/f
     exec unlink /tmp/link; exec unlink /data/f
 
-a file that is saved anew stays denied, and what is made later is so from the beginning
+what is made later is denied from the beginning, and a file that is saved anew stays so
     write      /data/f
     guard      deny=/data/f,/data/later
-    exec open_to_create /data/f.new; exec rename /data/f.new /data/f; exec open /data/f -> EPERM
-                                     -> DENY OPEN_PERM file /data/f
     exec open_to_create /data/later  -> EPERM
                                      -> DENY OPEN_PERM file /data/later
     init open  /data/later           -> EPERM
                                      -> DENY OPEN_PERM file /data/later
+    exec open_to_create /data/f.new; exec rename /data/f.new /data/f; exec open /data/f -> EPERM
+                                     -> DENY OPEN_PERM file /data/f
 
 the owner and its children may do what others may not
     write      /data/f
