@@ -50,7 +50,16 @@ from argusd.engine.paths cimport anchored, judge
 from argusd.engine.report cimport PATHS, Created, emit, flush_lines
 from argusd.engine.tree cimport is_ahead, node_free_tree, node_is
 from argusd.engine.window cimport echo_drop, echoes_expire
-from argusd.engine.work cimport job_push, look_free, notice_push, recent_add, root_push, swap_free, tell_python
+from argusd.engine.work cimport (
+    job_push,
+    look_free,
+    notice_push,
+    recent_add,
+    retry_stands,
+    root_push,
+    swap_free,
+    tell_python,
+)
 from argusd.includes.linux cimport (
     IN_CREATE,
     IN_DELETE,
@@ -133,7 +142,7 @@ cdef void settle_retries(Reader *reader) noexcept nogil:
     while due != NULL:
         retry = due
         due = retry.next
-        if node_is(core, retry.node, retry.serial) and retry.attempt == core.nodes[retry.node].attempts:
+        if retry_stands(core, retry):
             job_push(core, retry.node)
         free(retry)
 

@@ -320,16 +320,18 @@ cdef bint is_absence(int error) noexcept nogil:
 cdef void lost(Walk *walk, Look *look, int error) noexcept nogil:
     """The place of a look cannot be reached by its path as the tree has it: events, still in the queue, will tell why.
 
-    Where they do not, the directory above is not where the tree has it.
+    Where they do not, the directory above is not where the tree has it. That one is tried no more often than this: when
+    all that is in it had it tried each time, its own next attempt would be a minute away within milliseconds.
     """
     cdef Core *core = walk.core
-    cdef uint32_t node = look.node
+    cdef uint32_t node = look.node, parent
     core_lock(core)
     if node_is(core, node, look.serial):
         if is_absence(error) or error == ESTALE:
             retry_push(core, node)
-            if core.nodes[node].attempts > 2 and core.nodes[node].parent:
-                job_push(core, core.nodes[node].parent)
+            parent = core.nodes[node].parent
+            if core.nodes[node].attempts > 2 and parent and core.nodes[parent].attempts < core.nodes[node].attempts:
+                job_push(core, parent)
         elif error != ESRCH:
             failed(walk, node, error)
     look_end(core, look)

@@ -57,6 +57,24 @@ cdef void retry_push(Core *core, uint32_t node) noexcept nogil:
     core.retries = retry
 
 
+cdef bint retry_stands(Core *core, const Retry *retry) noexcept nogil:
+    """Is its directory still in the tree, and has nobody tried to reach it since?"""
+    return node_is(core, retry.node, retry.serial) and retry.attempt == core.nodes[retry.node].attempts
+
+
+cdef void drop_retries(Core *core) noexcept nogil:
+    """Drop those that nothing is to be done for: they could be waiting for a minute."""
+    cdef Retry **link = &core.retries
+    cdef Retry *retry
+    while link[0] != NULL:
+        retry = link[0]
+        if retry_stands(core, retry):
+            link = &retry.next
+        else:
+            link[0] = retry.next
+            free(retry)
+
+
 cdef Look *look_begin(Core *core, uint32_t node) noexcept nogil:
     """The walker is about to look at the place of ``node``; NULL when memory ran out."""
     cdef Look *look = <Look *>calloc(1, sizeof(Look))
@@ -139,9 +157,8 @@ cdef void drop_stale(Core *core) noexcept nogil:
     cdef Window *after
     cdef Look **link = &core.looks
     cdef Look *look
-    cdef Retry **retry_link = &core.retries
-    cdef Retry *retry
     cdef bint dropped = False
+    drop_retries(core)
     while window != NULL:
         after = window.next
         if window.fence == 0 and (not node_is(core, window.node, window.serial)
@@ -157,13 +174,6 @@ cdef void drop_stale(Core *core) noexcept nogil:
             dropped = True
         else:
             link = &look.next
-    while retry_link[0] != NULL:
-        retry = retry_link[0]
-        if retry.fence == 0 and not node_is(core, retry.node, retry.serial):
-            retry_link[0] = retry.next
-            free(retry)
-        else:
-            retry_link = &retry.next
     if dropped:
         fence_place(core)               # what waited for nothing but these goes on
 

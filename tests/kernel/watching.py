@@ -26,20 +26,20 @@ class Watching:
         self.engine.start()
         self.counter = self.engine.new_counter()
 
-    def subscribe(self, folder: Path, mask: int = ALL) -> int:
+    def subscribe(self, *folders: Path, mask: int = ALL) -> int:
         """Register a recursive watch, not armed yet."""
         pidfd = os.pidfd_open(os.getpid())
         try:
             return self.engine.subscribe(
                 Encoder(DEFAULT_WATCH_TEMPLATE.segments, "p", "n", "w", "c", []),
-                self.counter, os.getpid(), pidfd, [os.fsencode(folder)], mask, [], False, True, 0, False,
+                self.counter, os.getpid(), pidfd, list(map(os.fsencode, folders)), mask, [], False, True, 0, False,
             )  # fmt: skip
         finally:
             os.close(pidfd)
 
     def watch(self, folder: Path, mask: int = ALL) -> int:
         """Watch from now on."""
-        number = self.subscribe(folder, mask)
+        number = self.subscribe(folder, mask=mask)
         assert self.engine.arm(number).errors == (0,)
         self.engine.switch([number], [])
         return number
