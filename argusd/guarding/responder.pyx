@@ -9,7 +9,8 @@ Facts about permission events that shape this file:
   answer that hangs; so files on file systems with a server have a group and a thread of their own. O_NONBLOCK keeps a
   file under lease from blocking it.
 * Our own process is asked for, too. What it opens is allowed without a look, or it would wait for itself.
-* An event that cannot be given to us, for the lack of a descriptor, is denied by the kernel.
+* An event that cannot be given to us, for the lack of a descriptor, is denied by the kernel. The read fails, or brings
+  the events before it; then nobody tells that there was another one.
 * Only files and directories make permission events, pipes and devices do not; nor do reads through a descriptor that
   was opened before anything on the file system was marked. Both seen on Linux 6.18.
 * Closing the group lets all through that wait. The kernel does that too when the process dies.
@@ -90,6 +91,7 @@ cdef void take_event(Responder *responder, const fanotify_event_metadata *event)
     cdef Group *group = responder.group
     cdef Asked *asked = &responder.asked[responder.count]
     if event.fd < 0:
+        add_u64(&group.failed, 1)                   # the kernel has denied it
         return
     asked.fd, asked.pid = event.fd, event.pid
     asked.event = OPEN if event.mask & FAN_OPEN_PERM else ACCESS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -244,6 +245,21 @@ def test_file_without_a_name_is_free_beside_a_guarded_one(sandbox: Sandbox, tmp_
     assert sandbox.opener.do("open_unnamed", sandbox.folder) == ""
     assert sandbox.opener.do("open_unnamed", tmp_path / "place") == ""
     assert sandbox.opener.do("open_unnamed", tmp_path / "denied") == "EPERM"
+
+
+def test_what_the_kernel_denies_for_lack_of_descriptors_is_told(sandbox: Sandbox) -> None:
+    sandbox.deny(sandbox.folder / "f")
+    (sandbox.folder / "free").write_text("-")
+    assert sandbox.opens(sandbox.folder / "free")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        denied = not sandbox.opens(sandbox.folder / "free")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert denied
+    until(lambda: sandbox.guarding.guards.notices() == [("failed", 1)], "it is told")
+    assert sandbox.opens(sandbox.folder / "free")
 
 
 def test_files_of_procfs_are_refused_with_the_reason(sandbox: Sandbox) -> None:
