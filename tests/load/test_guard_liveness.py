@@ -35,7 +35,7 @@ KILLS: Final = int(os.environ.get("KILLS", "10"))
 GUARDS: Final = int(os.environ.get("GUARDS", "300"))
 LOAD_S: Final = 1.5
 STOP_S: Final = 1.0
-PATIENCE_S: Final = 5.0
+PATIENCE_S: Final = 10.0
 """No open takes longer: a bound for a busy machine, far above what an answer takes."""
 CLIENTS: Final = 4
 
