@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """What a look-up of a guarded path has found goes to its guard."""
 
-from libc.errno cimport EMFILE, ENFILE, ENOMEM, ENOSPC
+from libc.errno cimport EMFILE, ENFILE, ENOMEM, ENOSPC, EOPNOTSUPP
 from libc.string cimport memchr, memcmp
 
 from argusd.engine.core cimport NOTICE_UNGUARDED, core_lock, core_unlock
@@ -90,6 +90,14 @@ cdef bint is_short(int error) noexcept nogil:
     return error == ENOMEM or error == ENOSPC or error == EMFILE or error == ENFILE
 
 
+cdef bint says_nothing(int error) noexcept nogil:
+    """Is that no reason to let go of what was guarded?
+
+    Who may mount could have a guard let go by mounting what cannot be guarded over its path, if only for a moment.
+    """
+    return is_short(error) or error == EOPNOTSUPP
+
+
 cdef int guard_root(Walk *walk, Root *root, const Finding *finding) noexcept nogil:
     """Guard what the path stands for now; 0 or an errno, with root.guarded.guard.step."""
     cdef Guarded *guarded = &root.guarded
@@ -104,7 +112,7 @@ cdef int guard_root(Walk *walk, Root *root, const Finding *finding) noexcept nog
             error = guard_volume(walk, root, finding)
     elif finding.parent_fd >= 0:
         further = guarded_add(guarded, NAME, finding.parent_fd, root.path, NULL, finding.name)
-    guarded_settle(guarded, not is_short(error) and not is_short(further))
+    guarded_settle(guarded, not says_nothing(error) and not says_nothing(further))
     error = error or further
     if not error and walk.initial and finding.fd >= 0:
         error = guarded_check(guarded, finding.fd)

@@ -436,6 +436,25 @@ def test_overlay_that_is_not_the_containers_root_is_refused(sandbox: Sandbox, tm
     container.close()
 
 
+def test_mount_that_cannot_be_guarded_leaves_what_was_guarded(sandbox: Sandbox, tmp_path: Path) -> None:
+    """In a root that is an overlay, whoever may mount could else free a file by mounting it on itself."""
+    root = sandbox.folder / "overlay"
+    for folder in (root, tmp_path / "lower/d", tmp_path / "upper", tmp_path / "work"):
+        folder.mkdir(parents=True)
+    (tmp_path / "lower/d/f").write_text("-")
+    layers = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work".encode()
+    if _libc.mount(b"overlay", os.fsencode(root), b"overlay", 0, layers) != 0:
+        pytest.skip(f"no overlay on this file system: {os.strerror(ctypes.get_errno())}")
+    sandbox.mounted.append(root)
+    container = Container(root)
+    sandbox.guarding.guard("-", container.pid, deny=[b"/d/f"])
+    sandbox.bind(root / "d", root / "d")
+    until(lambda: any(notice.kind == "unguarded" for notice in sandbox.guarding.engine.notices()), "it is told")
+    sandbox.guarding.settle()
+    assert not sandbox.opens(root / "d/f")
+    container.close()
+
+
 def test_check_that_somebody_else_holds_up_is_an_error(sandbox: Sandbox) -> None:
     with Unanswered(sandbox.file), pytest.raises(GuardError) as caught:
         sandbox.deny(sandbox.file)
