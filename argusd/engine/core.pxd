@@ -64,6 +64,7 @@ cdef struct Anchor:
     bint present                # the name is there, as far as events tell
     bint fresh                  # not looked for yet
     uint32_t round              # of the look-up that used it
+    uint32_t mark               # before it events are older than this anchor: what they told of was seen by the look-up
     char *name
     Root *root
     Anchor *next_on_wd          # in the bucket of its watch descriptor

@@ -17,7 +17,7 @@ from argusd.engine.following cimport follow
 from argusd.engine.limbo cimport Held
 from argusd.engine.opening cimport same_file
 from argusd.engine.report cimport emit_subject
-from argusd.engine.tree cimport node_free_below, node_free_tree, node_is
+from argusd.engine.tree cimport is_ahead, node_free_below, node_free_tree, node_is
 from argusd.engine.work cimport root_push, root_settled
 from argusd.includes.linux cimport (
     IN_ATTRIB,
@@ -41,7 +41,8 @@ cdef void anchored(Reader *reader, const inotify_event *event, size_t size) noex
     """Something happened in a directory that subject paths go through."""
     cdef Anchor *anchor = anchor_first(reader.core, event.wd)
     while anchor != NULL:
-        if anchor.wd == event.wd and anchor.name_size == size and memcmp(anchor.name, event.name, size) == 0:
+        if (anchor.wd == event.wd and anchor.name_size == size and memcmp(anchor.name, event.name, size) == 0
+                and not is_ahead(reader.core, anchor.mark)):
             trigger(reader, anchor, event)
         anchor = anchor.next_on_wd
 

@@ -159,6 +159,7 @@ cdef int go_link(Search *search, Walk *walk, int link) noexcept nogil:
 cdef int anchor_here(Search *search, Walk *walk, Root *root, const char *name, bint last) noexcept nogil:
     """Watch the directory reached for what happens to ``name``; 0 or an errno."""
     cdef Core *core = walk.core
+    cdef Anchor *anchor
     cdef int wd, error = 0
     core_lock(core)
     if not root.subscription.cancelled:
@@ -169,8 +170,11 @@ cdef int anchor_here(Search *search, Walk *walk, Root *root, const char *name, b
             search.step_wd = wd
             memcpy(search.step_name, name, strlen(name) + 1)
             wd_attach(core, wd, STEP_EVENTS, 0)
-            if anchor_add(core, root, wd, name, strlen(name), last) == NULL:
+            anchor = anchor_add(core, root, wd, name, strlen(name), last)
+            if anchor == NULL:
                 error = ENOMEM
+            elif anchor.fresh:
+                anchor.mark = <uint32_t>fence_if_needed(core)
     core_unlock(core)
     return error
 

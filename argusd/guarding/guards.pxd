@@ -31,7 +31,7 @@ cdef struct Guard:
 cdef struct Guarded:
     Guard *guard
     bint deny
-    uint64_t root_mount             # of the container's root, when it was last looked up; 0 where that is not told
+    uint64_t root_mount             # of the container's root, when it was first looked up; 0 where that is not told
     Entry *entries                  # what it stands for
     Entry *found                    # what it is found to stand for, while it is looked up
 

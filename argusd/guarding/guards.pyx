@@ -219,8 +219,9 @@ cdef void keep(Guarded *guarded, Entry *entry) noexcept nogil:
 
 
 cdef void guarded_look(Guarded *guarded, int root_fd) noexcept nogil:
-    """A look-up begins, in the container whose root that is."""
-    guarded.root_mount = mount_number(root_fd)
+    """A look-up begins, in the container whose root that is; the first one tells which root its runtime has made."""
+    if guarded.root_mount == 0:
+        guarded.root_mount = mount_number(root_fd)
 
 
 cdef int guarded_add(Guarded *guarded, int kind, int fd, const char *path, const char *child,
