@@ -37,7 +37,7 @@ from argusd.engine.entering cimport open_name, open_plain_path
 from argusd.engine.following cimport follow
 from argusd.engine.guarded cimport Finding, guard_root
 from argusd.engine.listing cimport expect_echoes, list_directory
-from argusd.engine.opening cimport add_watch, identify, same_file, watch_any
+from argusd.engine.opening cimport add_watch, barrier, identify, same_file, watch_any
 from argusd.engine.tree cimport is_ignored, node_free_tree, node_is, node_new
 from argusd.engine.walk cimport chain_push, is_absence, node_open, walk_enter
 from argusd.engine.window cimport window_open
@@ -199,6 +199,7 @@ cdef int go_name(Search *search, Walk *walk, Root *root, const char *name, bint 
     if error:
         return error
     fd = open_name(&walk.entrance, search.fd, name)
+    barrier(search.fd)              # what may have been seen early has its events before the mark behind the look-up
     settle_presence(walk.core, root, name, fd >= 0)
     if fd < 0:
         return -fd
