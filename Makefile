@@ -66,8 +66,8 @@ types: native ## mypy --strict
 	@$(VENV)/bin/mypy
 
 .PHONY: bench
-bench: native ## run the benchmarks: ratios against other programs in the same run
-	@test -e benchmarks/run.py || { echo "There are no benchmarks yet: benchmarks/run.py is missing." >&2; exit 1; }
+bench: dist/argusd $(STAMPS)/bench ## run the benchmarks: ratios against other programs in the same run
+	@packaging/debian-packages.sh bench
 	@$(PY) benchmarks/run.py
 
 .PHONY: image
@@ -96,6 +96,13 @@ $(STAMPS)/venv: constraints.txt
 $(STAMPS)/native: $(STAMPS)/venv $(NATIVE_SOURCES)
 	@echo "Building the extensions"
 	@$(PY) setup.py --quiet build_ext --inplace --parallel 2
+	@touch $@
+
+# The programs that argusd is compared with have an environment of their own.
+$(STAMPS)/bench: benchmarks/requirements.txt $(STAMPS)/venv
+	@echo "Installing the Python packages to compare with into build/benchmarks/venv"
+	@test -x build/benchmarks/venv/bin/python || $(PY) -m venv build/benchmarks/venv
+	@build/benchmarks/venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
 dist/argusd: $(STAMPS)/native $(PROGRAM_SOURCES)

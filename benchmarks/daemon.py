@@ -1,4 +1,4 @@
-"""A daemon process to be measured: its lines are read by the benchmark itself, so that no thread of ours disturbs."""
+"""The daemon to be measured. Its lines are read by the benchmark itself, so that no thread of ours disturbs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -19,9 +18,13 @@ from typing import Final, Self
 import grpc
 
 from argusd.proto import argus_pb2, argus_pb2_grpc, janus_pb2, janus_pb2_grpc
+from benchmarks import processes
+from benchmarks.processes import Memory
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
+BINARY: Final = PROJECT / "dist" / "argusd"
 TIMEOUT_S: Final = 60.0
+FILE_POLL_S: Final = 0.001
 _LISTENING: Final = re.compile(rb"Server listening on ([^\s\"]+)")
 
 
@@ -31,34 +34,57 @@ def on_core(core: int) -> list[str]:
 
 
 class MeasuredDaemon:
-    """``python -m argusd`` with text lines in a pipe."""
+    """``dist/argusd``, in one of two ways.
 
-    def __init__(self, *, module: str = "argusd", services: str = "argus", core: int | None = None) -> None:
+    With a ``folder`` as users run it, with default flags: JSON lines on stderr, which is a file (``log``), and text in
+    ``-log_dir``. Without one only text lines on stderr, a pipe that the benchmark reads.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        program: Sequence[str] = (str(BINARY),),
+        flags: Sequence[str] = (),
+        core: int | None = None,
+    ) -> None:
         """Not started before the ``with`` block; ``core`` is the only one on which it may run."""
-        self._module = module
-        self._services = services
-        self._core = core
-        self._log = b""
-        self._process: subprocess.Popen[bytes]
+        self._folder = folder
+        self._command = [*(on_core(core) if core is not None else ()), *program, "-address=127.0.0.1:0"]
+        self._command += [f"-log_dir={folder / 'log_dir'}"] if folder else ["-log=text", "-log_dir="]
+        self._command += flags
+        self._said = b""
         self._log_fd = -1
+        self._process: subprocess.Popen[bytes]
+        self.channel: grpc.Channel
+        self.address = ""
 
     def __enter__(self) -> Self:
         """Start it and wait until it listens."""
-        self._log_fd, write_fd = os.pipe()
-        command = [sys.executable, "-m", self._module, "-address=127.0.0.1:0", "-log=text", "-log_dir="]
-        command.append(f"-services={self._services}")
-        if self._core is not None:
-            command = [*on_core(self._core), *command]
-        self._process = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.DEVNULL, stderr=write_fd)
+        if self._folder is None:
+            self._log_fd, write_fd = os.pipe()
+        else:
+            (self._folder / "log_dir").mkdir(parents=True, exist_ok=True)
+            write_fd = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+            self._log_fd = os.open(self.log, os.O_RDONLY)
+        self._process = subprocess.Popen(self._command, cwd=PROJECT, stdin=subprocess.DEVNULL, stderr=write_fd)
         os.close(write_fd)
-        self._channel = grpc.insecure_channel(self._wait_for(_LISTENING)[1].decode())
+        try:
+            self.address = self._wait_for(_LISTENING)[1].decode()
+        except BaseException:
+            self._end()
+            raise
+        self.channel = self.new_channel()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End it."""
-        self._channel.close()
+        self.channel.close()
+        self._end()
+
+    def _end(self) -> None:
         self._process.send_signal(signal.SIGTERM)
         os.close(self._log_fd)
         try:
@@ -67,13 +93,29 @@ class MeasuredDaemon:
             self._process.kill()
             self._process.wait()
 
+    @property
+    def log(self) -> Path:
+        """Where stderr goes when the daemon has a folder."""
+        if self._folder is None:
+            raise ValueError("this daemon writes to a pipe")
+        return self._folder / "stderr"
+
+    @property
+    def pid(self) -> int:
+        """The process that was started: of the binary the launcher, whose child's child is Python."""
+        return self._process.pid
+
+    def new_channel(self) -> grpc.Channel:
+        """A connection of its own, for the caller to close."""
+        return grpc.insecure_channel(self.address, [("grpc.use_local_subchannel_pool", 1)])
+
     def watch(self, folder: Path, events: Sequence[str]) -> None:
         """Watch a tree as this process sees it. All of it is armed then, when that takes no longer than 4 s."""
         subject = argus_pb2.ArgusWatcherSubject(path=[str(folder)], event=events, recursive=True)
         request = argus_pb2.ArgusdConfig(
             name="benchmark", nodeName="node", podName="pod", pid=[os.getpid()], subject=[subject]
         )
-        argus_pb2_grpc.ArgusdStub(self._channel).CreateWatch(request, timeout=TIMEOUT_S)
+        argus_pb2_grpc.ArgusdStub(self.channel).CreateWatch(request, timeout=TIMEOUT_S)
 
     def guard(self, pod: str, *, deny: Sequence[Path], allow: Sequence[Path], owner: bool) -> None:
         """Guard paths against being opened, as this process sees them; ``owner``: this process and its children may."""
@@ -83,7 +125,7 @@ class MeasuredDaemon:
         request = janus_pb2.JanusdConfig(
             name="benchmark", nodeName="node", podName=pod, pid=[os.getpid()], subject=[subject]
         )
-        janus_pb2_grpc.JanusdStub(self._channel).CreateGuard(request, timeout=TIMEOUT_S)
+        janus_pb2_grpc.JanusdStub(self.channel).CreateGuard(request, timeout=TIMEOUT_S)
 
     def keep_reading(self) -> None:
         """Throw away what it says from now on."""
@@ -97,28 +139,47 @@ class MeasuredDaemon:
     def says(self, text: bytes, timeout_s: float) -> bool:
         """Whether a line with ``text`` has come since the last one that was found, or comes in time."""
         deadline = time.monotonic() + timeout_s
-        while (place := self._log.find(text)) < 0:
-            left_s = deadline - time.monotonic()
-            if not select.select([self._log_fd], [], [], max(left_s, 0.0))[0]:
+        while (place := self._said.find(text)) < 0:
+            if not self._hear(deadline):
                 return False
-            data = os.read(self._log_fd, 1 << 20)
-            if not data:
-                raise RuntimeError(f"the daemon has ended; its last words: {self._log[-1000:].decode()}")
-            self._log += data
-        self._log = self._log[place + len(text) :]
+        self._said = self._said[place + len(text) :]
         return True
 
     def cpu_s(self) -> float:
-        """The time that its threads have run (/proc/PID/task/TID/schedstat, in nanoseconds)."""
-        tasks = Path(f"/proc/{self._process.pid}/task")
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()) / 1e9
+        """The time that its processes have run."""
+        return processes.cpu_s(self.pid)
+
+    def memory(self) -> Memory:
+        """What its processes hold."""
+        return processes.memory(self.pid)
+
+    def thread_count(self) -> int:
+        """The threads of its processes."""
+        return processes.thread_count(self.pid)
 
     def _wait_for(self, pattern: re.Pattern[bytes]) -> re.Match[bytes]:
-        while not (match := pattern.search(self._log)):
-            if not select.select([self._log_fd], [], [], TIMEOUT_S)[0]:
-                raise TimeoutError(f"the daemon did not start: {self._log.decode()}")
-            data = os.read(self._log_fd, 1 << 16)
-            if not data:
-                raise RuntimeError(f"the daemon did not start: {self._log.decode()}")
-            self._log += data
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (match := pattern.search(self._said)):
+            if not self._hear(deadline):
+                raise TimeoutError(f"the daemon did not start: {self._said.decode()}")
         return match
+
+    def _hear(self, deadline: float) -> bool:
+        """Take up what it says next; False when it says nothing in time."""
+        while True:
+            # A file is always readable: there is nothing to wait for but time.
+            if self._folder is None and not select.select([self._log_fd], [], [], _left_s(deadline))[0]:
+                return False
+            data = os.read(self._log_fd, 1 << 20)
+            if data:
+                self._said += data
+                return True
+            if self._folder is None or self._process.poll() is not None:
+                raise RuntimeError(f"the daemon has ended; its last words: {self._said[-1000:].decode()}")
+            if not _left_s(deadline):
+                return False
+            time.sleep(min(FILE_POLL_S, _left_s(deadline)))
+
+
+def _left_s(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.0)

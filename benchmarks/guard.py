@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import os
 import subprocess
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -19,13 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.daemon import MeasuredDaemon, on_core
+from benchmarks.daemon import BINARY, MeasuredDaemon, on_core
 from benchmarks.table import NO_GOAL, Comparison
 
 ROUNDS: Final = 9
 OPENS: Final = 2000
 GOAL: Final = 1.1
 TIMEOUT_S: Final = 60.0
+BUSY: Final = (sys.executable, "-m", "benchmarks.busy_daemon")
 
 # "respond DIRECTORY ANSWER" answers, "open FILE COUNT ANSWER" asks and prints nanoseconds: the median and
 # the 99th of 100.
@@ -160,12 +162,13 @@ def measure() -> list[Comparison]:
         program = Path(top, "guard")
         program.with_suffix(".c").write_text(GUARD_C)
         subprocess.run(["cc", "-O2", "-o", program, program.with_suffix(".c")], check=True)
-        for module, name in (("argusd", ""), ("benchmarks.busy_daemon", ", Python busy")):
-            with MeasuredDaemon(module=module, services="janus", core=near) as daemon, contextlib.ExitStack() as bare:
-                daemon.keep_reading()
-                cases = list(_cases(Path(top, module), daemon))
+        for command, name in (((str(BINARY),), ""), (BUSY, ", Python busy")):
+            with contextlib.ExitStack() as stack:
+                daemon = MeasuredDaemon(program=command, flags=["-services=janus"], core=near)
+                stack.enter_context(daemon).keep_reading()
+                cases = list(_cases(Path(top, f"files{name}"), daemon))
                 for case in cases:
-                    bare.enter_context(_responder(program, case, near))
+                    stack.enter_context(_responder(program, case, near))
                 for _, case in itertools.product(range(ROUNDS), cases):
                     case.measure(program, (near, far))
             for case in cases:

@@ -3,6 +3,7 @@
 #   build   Python 3.11 with headers, a C compiler, make: what the extensions and the binary need
 #   demo    build, and runc with a static busybox: a real container without a registry
 #   test    demo and image, and the container runtimes that the end-to-end tests drive
+#   bench   build, and the program that argusd is compared with
 #   image   build, and buildah with debootstrap: the scratch image without a docker daemon
 # As root on Debian it installs, without starting any service; elsewhere it names what is missing and goes on:
 # the step that needs it will say so itself. A tool that came from another source counts as present.
@@ -24,6 +25,10 @@ packages() {
             echo 'runc              command -v runc'
             echo 'busybox-static    grep -q "BusyBox v" "$(command -v busybox)" && ! readelf -l "$(command -v busybox)" | grep INTERP'
             ;;
+        bench)
+            packages build
+            echo 'inotify-tools     command -v inotifywait'
+            ;;
         image)
             packages build
             echo 'buildah           command -v buildah'
@@ -43,7 +48,7 @@ packages() {
             echo 'procps            command -v pgrep'
             echo 'file              command -v file'
             ;;
-        *) echo "debian-packages.sh: no group $1 (build demo test image)" >&2; exit 2 ;;
+        *) echo "debian-packages.sh: no group $1 (build demo test bench image)" >&2; exit 2 ;;
     esac
 }
 
