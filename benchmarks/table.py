@@ -70,9 +70,10 @@ class Losses:
     measured: str
     missing: int
     total: int
-    reference: str
-    reference_missing: int
-    reference_total: int
+    reference: str = ""
+    """Empty when there is none."""
+    reference_missing: int = 0
+    reference_total: int = 0
     has_goal: bool = False
     """Whether nothing may be missing."""
 
@@ -87,7 +88,7 @@ class Losses:
             self.what,
             f"{self.measured}: {self.missing:,} of {self.total:,}",
             "",
-            f"{self.reference}: {self.reference_missing:,} of {self.reference_total:,}",
+            f"{self.reference}: {self.reference_missing:,} of {self.reference_total:,}" if self.reference else "",
             "",
             "",
             "0" if self.has_goal else "",
