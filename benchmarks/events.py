@@ -22,7 +22,7 @@ from typing import Final
 
 from benchmarks.peers import ARGUSD, BARE, INOTIFYWAIT, ONE_SINK, SCRIPTS, Reader, Told, readers
 from benchmarks.producer import Producer
-from benchmarks.table import NO_GOAL, Comparison, Losses, Row
+from benchmarks.table import NO_GOAL, Comparison, Losses, Lost, Row
 
 ROUNDS: Final = 5
 LOSS_ROUNDS: Final = 20
@@ -95,8 +95,8 @@ class Results:
         for name in SCRIPTS:
             yield self._cpu(case, ONE_SINK, name, NO_GOAL)
         for name in (BARE, INOTIFYWAIT, *SCRIPTS):
-            if name == BARE or self._missing(case, name):
-                yield self._lost(case, name)
+            if name == BARE or self._lost(case, name).missing:
+                yield self._losses(case, name)
 
     def _cpu(self, case: Case, name: str, reference: str, goal: float) -> Comparison:
         return Comparison(
@@ -109,24 +109,24 @@ class Results:
             goal=goal,
         )
 
-    def _lost(self, case: Case, reference: str) -> Losses:
+    def _losses(self, case: Case, reference: str) -> Losses:
         return Losses(
             what=f"{case.what}: not reported",
             measured=ARGUSD,
-            missing=self._missing(case, ARGUSD),
-            total=self._made(case, ARGUSD),
+            lost=self._lost(case, ARGUSD),
             reference=reference,
-            reference_missing=self._missing(case, reference),
-            reference_total=self._made(case, reference),
+            reference_lost=self._lost(case, reference),
             has_goal=reference == BARE,
         )
 
-    def _missing(self, case: Case, name: str) -> int:
-        """Too many in one run would not make up for too few in another."""
-        return sum(abs(run.events - run.told.events) for run in self._runs[case, name])
-
-    def _made(self, case: Case, name: str) -> int:
-        return sum(run.events for run in self._runs[case, name])
+    def _lost(self, case: Case, name: str) -> Lost:
+        """Of all runs; too many events in one would not make up for too few in another."""
+        runs = self._runs[case, name]
+        return Lost(
+            missing=sum(abs(run.events - run.told.events) for run in runs),
+            total=sum(run.events for run in runs),
+            overflows=sum(run.told.overflows for run in runs),
+        )
 
 
 def measure() -> Sequence[Row]:

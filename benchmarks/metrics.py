@@ -19,7 +19,7 @@ from typing import Final, Self
 
 from benchmarks.daemon import TIMEOUT_S, MeasuredDaemon
 from benchmarks.producer import Producer, compiled, next_line
-from benchmarks.table import NO_GOAL, Comparison, Losses, Row
+from benchmarks.table import NO_GOAL, Comparison, Losses, Lost, Row
 
 RATE: Final = 20_000
 SECONDS: Final = 5
@@ -113,8 +113,7 @@ def _rows(cpu_us: dict[int, float], lost: dict[int, int]) -> Iterator[Row]:
             yield Losses(
                 what=f"{RATE:,}/s, {_clients(count)}: messages missing",
                 measured="argusd",
-                missing=lost[count],
-                total=events * count,
+                lost=Lost(lost[count], events * count),
                 has_goal=True,
             )
 

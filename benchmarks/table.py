@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-__all__ = ["NO_GOAL", "Comparison", "Losses", "Row", "render", "verdicts"]
+__all__ = ["NO_GOAL", "Comparison", "Losses", "Lost", "Row", "render", "verdicts"]
 
 NO_GOAL: Final = math.inf
 _HEADINGS: Final = ("", "measured", "", "reference", "", "ratio", "goal", "")
@@ -63,32 +63,45 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """What one program has not told of."""
+
+    missing: int
+    total: int
+    overflows: int = 0
+    """Of the kernel's queue, as far as the program tells of them."""
+
+    def __str__(self) -> str:
+        """As it stands in the table."""
+        overflows = f", {self.overflows:,} overflows" if self.overflows else ""
+        return f"{self.missing:,} of {self.total:,}{overflows}"
+
+
+@dataclass(frozen=True, slots=True)
 class Losses:
     """How much of what was there is missing."""
 
     what: str
     measured: str
-    missing: int
-    total: int
+    lost: Lost
     reference: str = ""
     """Empty when there is none."""
-    reference_missing: int = 0
-    reference_total: int = 0
+    reference_lost: Lost | None = None
     has_goal: bool = False
     """Whether nothing may be missing."""
 
     @property
     def met(self) -> bool | None:
         """Nothing is missing, and there was something."""
-        return self.total > 0 and self.missing == 0 if self.has_goal else None
+        return self.lost.total > 0 and self.lost.missing == 0 if self.has_goal else None
 
     def cells(self) -> tuple[str, ...]:
         """No ratio: the reference may have lost nothing."""
         return (
             self.what,
-            f"{self.measured}: {self.missing:,} of {self.total:,}",
+            f"{self.measured}: {self.lost}",
             "",
-            f"{self.reference}: {self.reference_missing:,} of {self.reference_total:,}" if self.reference else "",
+            f"{self.reference}: {self.reference_lost}" if self.reference else "",
             "",
             "",
             "0" if self.has_goal else "",
