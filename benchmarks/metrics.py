@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import IO, Final, Self
 
 from benchmarks.daemon import TIMEOUT_S, MeasuredDaemon
 from benchmarks.producer import Producer, compiled, next_line
@@ -68,21 +68,37 @@ def measure() -> Sequence[Row]:
         producer = stack.enter_context(Producer(Path(top, "watched")))
         daemon = stack.enter_context(MeasuredDaemon(Path(top, "daemon")))
         daemon.watch(producer.folder, ["all"])
+        log = stack.enter_context(daemon.log.open("rb"))
         producer.produce("pwrite", RATE // 10, 0)  # warms up what is used for the first time
+        _wait_for_lines(log, RATE // 10)
         for count in CLIENTS:
-            cpu_us[count], lost[count] = _run(daemon, producer, count)
+            cpu_us[count], lost[count] = _run(daemon, producer, log, count)
     return list(_rows(cpu_us, lost))
 
 
-def _run(daemon: MeasuredDaemon, producer: Producer, count: int) -> tuple[float, int]:
-    """Microseconds of CPU for each event, and messages that have not come."""
+def _run(daemon: MeasuredDaemon, producer: Producer, log: IO[bytes], count: int) -> tuple[float, int]:
+    """Microseconds of CPU for each event, and messages that have not come, or have come too often."""
     events = RATE * SECONDS
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(daemon.address)) for _ in range(count)]
         before_s = daemon.cpu_s()
         producer.produce("pwrite", events, RATE)
+        _wait_for_lines(log, events)  # else the next clients would hear of the last ones
         came = _all_messages(clients, events)
         return (daemon.cpu_s() - before_s) * 1e6 / events, sum(abs(events - messages) for messages in came)
+
+
+def _wait_for_lines(log: IO[bytes], events: int) -> None:
+    """Wait until as many more events have been logged."""
+    deadline, seen, rest = time.monotonic() + TIMEOUT_S, 0, b""
+    while True:
+        whole, newline, rest = (rest + log.read()).rpartition(b"\n")
+        seen += (whole + newline).count(b'"event":"MODIFY"')
+        if seen >= events:
+            return
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{seen} of {events} events were logged")
+        time.sleep(ASK_EVERY_S)
 
 
 def _all_messages(clients: Sequence[Client], events: int) -> list[int]:
