@@ -17,7 +17,18 @@ from typing import Final
 # As a script this file's own folder is what Python searches; the packages are one level up.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-BENCHMARKS: Final = ("events", "metrics", "mkdir", "resolve", "guard")
+BENCHMARKS: Final = (
+    "events",
+    "metrics",
+    "setup",
+    "mkdir",
+    "storm",
+    "containers",
+    "updates",
+    "idle",
+    "resolve",
+    "guard",
+)
 QUEUE: Final = "/proc/sys/fs/inotify/max_queued_events"
 
 

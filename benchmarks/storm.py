@@ -18,7 +18,7 @@ from typing import Final
 from benchmarks import processes
 from benchmarks.daemon import TIMEOUT_S, MeasuredDaemon
 from benchmarks.quiet import last_work_s
-from benchmarks.table import NO_GOAL, Comparison
+from benchmarks.table import NO_GOAL, Comparison, Losses, Row
 from benchmarks.trees import temporary_folder
 from benchmarks.watches import room_for
 
@@ -127,7 +127,7 @@ class Inotifywait(Program):
         return line.decode()
 
 
-def measure() -> list[Comparison]:
+def measure() -> list[Row]:
     """Measure; takes about fifteen seconds."""
     with temporary_folder() as folder, room_for(2 * (ROUNDS + 1) * DIRECTORIES):
         (folder / "storm.c").write_text(STORM_C)
@@ -140,22 +140,22 @@ def measure() -> list[Comparison]:
     return [*_losses(daemon.seen, reference.seen), _cpu(daemon.seen, reference.seen)]
 
 
-def _losses(daemon: Seen, reference: Seen) -> Iterator[Comparison]:
-    for name, seen, goal in (("argusd", daemon, 0.0), ("inotifywait -r", reference, NO_GOAL)):
-        for what, count in (
-            ("directories not reported", seen.lost),
-            ("  reported again", seen.repeated),
-            ("  not watched", seen.unwatched),
-        ):
-            yield Comparison(
-                what=what,
-                unit="",
-                measured=name,
-                reference="made",
-                values=[count],
-                reference_values=[DIRECTORIES * ROUNDS],
-                goal=goal,
-            )
+def _losses(daemon: Seen, reference: Seen) -> Iterator[Losses]:
+    for what, missing, reference_missing in (
+        ("made and not reported", daemon.lost, reference.lost),
+        ("reported again", daemon.repeated, reference.repeated),
+        ("not watched in the end", daemon.unwatched, reference.unwatched),
+    ):
+        yield Losses(
+            what=what,
+            measured="argusd",
+            missing=missing,
+            total=DIRECTORIES * ROUNDS,
+            reference="inotifywait -r",
+            reference_missing=reference_missing,
+            reference_total=DIRECTORIES * ROUNDS,
+            has_goal=True,
+        )
 
 
 def _cpu(daemon: Seen, reference: Seen) -> Comparison:
