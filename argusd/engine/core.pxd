@@ -374,3 +374,14 @@ cdef void wd_release(Core *core, int wd) noexcept nogil
 cdef void wd_unused(Core *core, int wd) noexcept nogil
 cdef void wd_stray(Core *core, int wd, uint32_t mask) noexcept nogil
 cdef void wd_forget(Core *core, int wd) noexcept nogil
+
+# Tables of wds and names are rings of any size: one that only doubles is half empty at times.
+
+cdef inline uint32_t place_in(uint32_t capacity, uint32_t hashed) noexcept nogil:
+    return <uint32_t>(<uint64_t>hashed * capacity >> 32)
+
+cdef inline uint32_t place_after(uint32_t capacity, uint32_t at) noexcept nogil:
+    return at + 1 if at + 1 < capacity else 0
+
+cdef inline uint32_t places_between(uint32_t capacity, uint32_t first, uint32_t last) noexcept nogil:
+    return last - first if last >= first else last + (capacity - first)

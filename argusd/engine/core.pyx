@@ -208,7 +208,7 @@ cdef uint64_t name_hash(Core *core, uint32_t parent, const char *name, size_t si
 
 
 cdef inline uint32_t wd_home(Core *core, int wd) noexcept nogil:
-    return (<uint32_t>wd * <uint32_t>2654435769) & (core.wds_capacity - 1)
+    return place_in(core.wds_capacity, <uint32_t>wd * <uint32_t>2654435769)
 
 
 cdef WdEntry *wd_find(Core *core, int wd) noexcept nogil:
@@ -216,23 +216,24 @@ cdef WdEntry *wd_find(Core *core, int wd) noexcept nogil:
     while core.wds[at].wd:
         if core.wds[at].wd == wd:
             return &core.wds[at]
-        at = (at + 1) & (core.wds_capacity - 1)
+        at = place_after(core.wds_capacity, at)
     return NULL
 
 
 cdef bint wds_grow(Core *core) noexcept nogil:
+    """By a quarter, because each place takes memory; the kernel's numbers are spread so evenly that few collide."""
     cdef WdEntry *old = core.wds
     cdef uint32_t old_capacity = core.wds_capacity, i, at
-    core.wds = <WdEntry *>calloc(<size_t>old_capacity * 2, sizeof(WdEntry))
+    core.wds = <WdEntry *>calloc(<size_t>old_capacity + old_capacity // 4, sizeof(WdEntry))
     if core.wds == NULL:
         core.wds = old
         return False
-    core.wds_capacity = old_capacity * 2
+    core.wds_capacity = old_capacity + old_capacity // 4
     for i in range(old_capacity):
         if old[i].wd:
             at = wd_home(core, old[i].wd)
             while core.wds[at].wd:
-                at = (at + 1) & (core.wds_capacity - 1)
+                at = place_after(core.wds_capacity, at)
             core.wds[at] = old[i]
     free(old)
     return True
@@ -243,11 +244,11 @@ cdef WdEntry *wd_attach(Core *core, int wd, uint32_t mask, uint32_t node) noexce
     cdef WdEntry *entry = wd_find(core, wd)
     cdef uint32_t at
     if entry == NULL:
-        if (core.wds_count + 1) * 4 > core.wds_capacity * 3 and not wds_grow(core):
+        if <uint64_t>(core.wds_count + 1) * 5 > <uint64_t>core.wds_capacity * 4 and not wds_grow(core):
             return NULL
         at = wd_home(core, wd)
         while core.wds[at].wd:
-            at = (at + 1) & (core.wds_capacity - 1)
+            at = place_after(core.wds_capacity, at)
         entry = &core.wds[at]
         entry.wd = wd
         entry.mask = 0
@@ -318,12 +319,12 @@ cdef void wd_stray(Core *core, int wd, uint32_t mask) noexcept nogil:
 
 cdef void wd_forget(Core *core, int wd) noexcept nogil:
     """Drop the entry of a watch descriptor that the kernel has let go. Its nodes must have been detached."""
-    cdef uint32_t last = core.wds_capacity - 1
+    cdef uint32_t capacity = core.wds_capacity
     cdef uint32_t at = wd_home(core, wd), follow, home
     while core.wds[at].wd != wd:
         if core.wds[at].wd == 0:
             return
-        at = (at + 1) & last
+        at = place_after(capacity, at)
     if core.wds[at].mask & NOISY:
         core.noisy -= 1
     core.wds_count -= 1
@@ -331,11 +332,11 @@ cdef void wd_forget(Core *core, int wd) noexcept nogil:
     while True:
         core.wds[at].wd = 0
         while True:
-            follow = (follow + 1) & last
+            follow = place_after(capacity, follow)
             if core.wds[follow].wd == 0:
                 return
             home = wd_home(core, core.wds[follow].wd)
-            if ((follow - home) & last) >= ((follow - at) & last):
+            if places_between(capacity, home, follow) >= places_between(capacity, at, follow):
                 break
         core.wds[at] = core.wds[follow]
         at = follow

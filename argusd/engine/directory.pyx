@@ -140,14 +140,12 @@ cdef bint found(Walk *walk, Look *look, int fd, int *wd) noexcept nogil:
     if core.nodes[node].wd == watched:
         wd[0] = watched
         return False
-    if not identify(fd, &identity):
-        identity.valid = False
     other = other_place(core, node, watched)
-    if other and same_file(&identity, &walk.proven) and look.still:
+    if other and walk.proven.valid and identify(fd, &identity) and same_file(&identity, &walk.proven) and look.still:
         move_here(walk, look, other)
         wd_unused(core, watched)
         return False
-    look_found(core, look, watched, &identity)
+    look_found(core, look, watched)
     return True
 
 
@@ -159,16 +157,19 @@ cdef bint is_plain(Core *core, const Look *look) noexcept nogil:
     return not look.wd or (core.nodes[node].wd < 0 and not other_place(core, node, look.wd))
 
 
-cdef int conclude(Walk *walk, Look *look, const char *name, int parent_wd) noexcept nogil:
+cdef int conclude(Walk *walk, Look *look, int fd, const char *name, int parent_wd) noexcept nogil:
     """What was found may be ahead of what the reader knows: then it decides, when it comes by a mark placed now.
 
-    When the reader is idle it knows all. Returns a watch descriptor when the directory is to be listed, else -1.
+    When the reader is idle it knows all. Returns a watch descriptor when the directory, which is open as ``fd``, is to
+    be listed, else -1.
     """
     cdef Core *core = walk.core
     cdef uint32_t node = look.node
     cdef int wd = -1
     cdef uint64_t fence = fence_if_needed(core)
     if fence or not is_plain(core, look):
+        if look.wd:
+            identify(fd, &look.found)
         look.fence = fence if fence else fence_place(core)
         walk.looks += 1
         if walk.initial and look.wd and node_is(core, node, look.serial) and core.nodes[node].attempts <= PATIENCE:
@@ -249,7 +250,7 @@ cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     if new:
         barrier(parent_fd)
         core_lock(core)
-        wd = conclude(walk, look, name, parent_wd)
+        wd = conclude(walk, look, fd, name, parent_wd)
         core_unlock(core)
         if walk.looks >= core.pace:
             wait_for_reader(core)

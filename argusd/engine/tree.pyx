@@ -5,7 +5,7 @@ Nothing here looks at a file system. Nodes are named by index, because the arena
 directory is one node, its name, and its places in two hash tables.
 """
 
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset, strlen
@@ -18,6 +18,9 @@ from argusd.engine.core cimport (
     NODE_UNLISTED,
     WdEntry,
     name_hash,
+    place_after,
+    place_in,
+    places_between,
     wd_detach,
     wd_find,
 )
@@ -30,23 +33,27 @@ cdef enum:
     PATH_END = 2048                 # bytes that are kept of its end
 
 
-cdef inline uint32_t node_hash(Core *core, uint32_t node) noexcept nogil:
-    return <uint32_t>name_hash(core, core.nodes[node].parent, core.nodes[node].name, core.nodes[node].name_size)
+cdef inline uint32_t name_home(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil:
+    return place_in(core.names_capacity, <uint32_t>name_hash(core, parent, name, size))
+
+
+cdef inline uint32_t node_home(Core *core, uint32_t node) noexcept nogil:
+    return name_home(core, core.nodes[node].parent, core.nodes[node].name, core.nodes[node].name_size)
 
 
 cdef bint names_grow(Core *core) noexcept nogil:
     cdef uint32_t *old = core.names
     cdef uint32_t old_capacity = core.names_capacity, i, at
-    core.names = <uint32_t *>calloc(old_capacity * 2, sizeof(uint32_t))
+    core.names = <uint32_t *>calloc(<size_t>old_capacity + old_capacity // 2, sizeof(uint32_t))
     if core.names == NULL:
         core.names = old
         return False
-    core.names_capacity = old_capacity * 2
+    core.names_capacity = old_capacity + old_capacity // 2
     for i in range(old_capacity):
         if old[i]:
-            at = node_hash(core, old[i]) & (core.names_capacity - 1)
+            at = node_home(core, old[i])
             while core.names[at]:
-                at = (at + 1) & (core.names_capacity - 1)
+                at = place_after(core.names_capacity, at)
             core.names[at] = old[i]
     free(old)
     return True
@@ -54,11 +61,11 @@ cdef bint names_grow(Core *core) noexcept nogil:
 
 cdef bint node_index(Core *core, uint32_t node) noexcept nogil:
     cdef uint32_t at
-    if (core.names_count + 1) * 4 > core.names_capacity * 3 and not names_grow(core):
+    if <uint64_t>(core.names_count + 1) * 4 > <uint64_t>core.names_capacity * 3 and not names_grow(core):
         return False
-    at = node_hash(core, node) & (core.names_capacity - 1)
+    at = node_home(core, node)
     while core.names[at]:
-        at = (at + 1) & (core.names_capacity - 1)
+        at = place_after(core.names_capacity, at)
     core.names[at] = node
     core.names_count += 1
     core.nodes[node].flags |= NODE_INDEXED
@@ -66,38 +73,38 @@ cdef bint node_index(Core *core, uint32_t node) noexcept nogil:
 
 
 cdef void node_unindex(Core *core, uint32_t node) noexcept nogil:
-    cdef uint32_t last = core.names_capacity - 1
+    cdef uint32_t capacity = core.names_capacity
     cdef uint32_t at, follow, home
     if not core.nodes[node].flags & NODE_INDEXED:
         return
     core.nodes[node].flags &= <unsigned short>~NODE_INDEXED
     core.names_count -= 1
-    at = node_hash(core, node) & last
+    at = node_home(core, node)
     while core.names[at] != node:
-        at = (at + 1) & last
+        at = place_after(capacity, at)
     follow = at
     while True:                 # close the gap, so that no tombstones are needed
         core.names[at] = 0
         while True:
-            follow = (follow + 1) & last
+            follow = place_after(capacity, follow)
             if core.names[follow] == 0:
                 return
-            home = node_hash(core, core.names[follow]) & last
-            if ((follow - home) & last) >= ((follow - at) & last):
+            home = node_home(core, core.names[follow])
+            if places_between(capacity, home, follow) >= places_between(capacity, at, follow):
                 break
         core.names[at] = core.names[follow]
         at = follow
 
 
 cdef uint32_t node_find(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil:
-    cdef uint32_t at = <uint32_t>name_hash(core, parent, name, size) & (core.names_capacity - 1)
+    cdef uint32_t at = name_home(core, parent, name, size)
     cdef uint32_t node
     while core.names[at]:
         node = core.names[at]
         if (core.nodes[node].parent == parent and core.nodes[node].name_size == size
                 and memcmp(core.nodes[node].name, name, size) == 0):
             return node
-        at = (at + 1) & (core.names_capacity - 1)
+        at = place_after(core.names_capacity, at)
     return 0
 
 

@@ -7,7 +7,7 @@ from argusd.engine.core cimport Core, Identity, Look, Retry, Root, Swap
 cdef void retry_push(Core *core, uint32_t node) noexcept nogil
 cdef bint retry_stands(Core *core, const Retry *retry) noexcept nogil
 cdef Look *look_begin(Core *core, uint32_t node) noexcept nogil
-cdef void look_found(Core *core, Look *look, int wd, const Identity *found) noexcept nogil
+cdef void look_found(Core *core, Look *look, int wd) noexcept nogil
 cdef void look_disturb(Core *core, uint32_t node) noexcept nogil
 cdef void look_free(Core *core, Look *look) noexcept nogil
 cdef void look_end(Core *core, Look *look) noexcept nogil

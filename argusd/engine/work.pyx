@@ -92,10 +92,9 @@ cdef Look *look_begin(Core *core, uint32_t node) noexcept nogil:
     return look
 
 
-cdef void look_found(Core *core, Look *look, int wd, const Identity *found) noexcept nogil:
+cdef void look_found(Core *core, Look *look, int wd) noexcept nogil:
     """A directory is there, and watched from now on: what it tells is held until its place is known."""
     look.wd = wd
-    look.found = found[0]
     wd_find(core, wd).mask |= LOOKED
 
 
