@@ -22,7 +22,7 @@ from benchmarks.table import NO_GOAL, Comparison, Losses, Row
 from benchmarks.trees import temporary_folder
 from benchmarks.watches import room_for
 
-ROUNDS: Final = 5
+ROUNDS: Final = 3
 DIRECTORIES: Final = 10_000
 QUIET_S: Final = 0.2
 
@@ -128,7 +128,7 @@ class Inotifywait(Program):
 
 
 def measure() -> list[Row]:
-    """Measure; takes about fifteen seconds."""
+    """Measure; takes about half a minute."""
     with temporary_folder() as folder, room_for(2 * (ROUNDS + 1) * DIRECTORIES):
         (folder / "storm.c").write_text(STORM_C)
         storm = folder / "storm"

@@ -17,7 +17,7 @@ WORDS: Final = (
     "src", "test", "lib", "docs", "assets", "locale", "messages", "includes", "templates", "migrations", "resources",
     "fixtures", "components", "node_modules", "site-packages", "integration-tests",
 )  # fmt: skip
-FILES: Final = ("README.md", "package.json")
+FILES: Final = ("README.md", "index.js", "package.json")
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from benchmarks.watches import kernel_watches, room_for
 LARGE: Final = 10_000
 SMALL: Final = 10
 UNCHANGED: Final = 200
-CHANGED: Final = 30
+CHANGED: Final = 10
 FIRST: Final = 5
 FILES: Final = 20
 CALM_S: Final = 0.5
@@ -79,7 +79,7 @@ class Tree:
 
 
 def measure() -> list[Row]:
-    """Measure; takes about fifteen seconds."""
+    """Measure; takes about half a minute."""
     with temporary_folder() as folder, room_for(3 * LARGE), MeasuredDaemon(folder) as daemon:
         large, small = Tree(folder / "large", LARGE, daemon), Tree(folder / "small", SMALL, daemon)
         first: list[float] = []
