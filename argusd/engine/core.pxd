@@ -375,7 +375,7 @@ cdef void wd_unused(Core *core, int wd) noexcept nogil
 cdef void wd_stray(Core *core, int wd, uint32_t mask) noexcept nogil
 cdef void wd_forget(Core *core, int wd) noexcept nogil
 
-# Tables of wds and names are rings of any size: one that only doubles is half empty at times.
+# Tables of wds and names are rings of any size, which grow by a quarter: of one that doubles half is empty at times.
 
 cdef inline uint32_t place_in(uint32_t capacity, uint32_t hashed) noexcept nogil:
     return <uint32_t>(<uint64_t>hashed * capacity >> 32)
@@ -385,3 +385,6 @@ cdef inline uint32_t place_after(uint32_t capacity, uint32_t at) noexcept nogil:
 
 cdef inline uint32_t places_between(uint32_t capacity, uint32_t first, uint32_t last) noexcept nogil:
     return last - first if last >= first else last + (capacity - first)
+
+cdef inline uint32_t place_more(uint32_t capacity) noexcept nogil:
+    return capacity + capacity // 4

@@ -26,6 +26,7 @@ from argusd.includes.linux cimport (
     IN_NONBLOCK,
     IN_OPEN,
     MFD_CLOEXEC,
+    M_MMAP_THRESHOLD,
     O_CLOEXEC,
     O_RDONLY,
     POLLIN,
@@ -37,6 +38,7 @@ from argusd.includes.linux cimport (
     inotify_add_watch,
     inotify_init1,
     inotify_rm_watch,
+    mallopt,
     memfd_create,
     open,
     poll,
@@ -55,6 +57,7 @@ from argusd.includes.pthread cimport (
 
 cdef enum:
     PACE_MAX = 64               # of a queue of the default length
+    LARGE_BLOCK = 128 * 1024    # bytes that are worth a mapping of their own, as the C library has it at first
 
 
 NOISY = IN_OPEN | IN_ACCESS | IN_CLOSE_NOWRITE
@@ -102,6 +105,8 @@ cdef int queue_pace() noexcept nogil:
 cdef int core_init(Core *core) noexcept nogil:
     """Returns 0 or an errno; EMFILE when the kernel gives this user no more inotify instances."""
     memset(core, 0, sizeof(Core))
+    # Else the C library raises this size with each large block that is freed, and keeps outgrown tables for ever.
+    mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
     core.fence_fd = -1
     core.pace = queue_pace()
     core.told_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
@@ -221,14 +226,13 @@ cdef WdEntry *wd_find(Core *core, int wd) noexcept nogil:
 
 
 cdef bint wds_grow(Core *core) noexcept nogil:
-    """By a quarter, because each place takes memory; the kernel's numbers are spread so evenly that few collide."""
     cdef WdEntry *old = core.wds
     cdef uint32_t old_capacity = core.wds_capacity, i, at
-    core.wds = <WdEntry *>calloc(<size_t>old_capacity + old_capacity // 4, sizeof(WdEntry))
+    core.wds_capacity = place_more(old_capacity)
+    core.wds = <WdEntry *>calloc(core.wds_capacity, sizeof(WdEntry))
     if core.wds == NULL:
-        core.wds = old
+        core.wds, core.wds_capacity = old, old_capacity
         return False
-    core.wds_capacity = old_capacity + old_capacity // 4
     for i in range(old_capacity):
         if old[i].wd:
             at = wd_home(core, old[i].wd)

@@ -20,6 +20,7 @@ from argusd.engine.core cimport (
     name_hash,
     place_after,
     place_in,
+    place_more,
     places_between,
     wd_detach,
     wd_find,
@@ -44,11 +45,11 @@ cdef inline uint32_t node_home(Core *core, uint32_t node) noexcept nogil:
 cdef bint names_grow(Core *core) noexcept nogil:
     cdef uint32_t *old = core.names
     cdef uint32_t old_capacity = core.names_capacity, i, at
-    core.names = <uint32_t *>calloc(<size_t>old_capacity + old_capacity // 2, sizeof(uint32_t))
+    core.names_capacity = place_more(old_capacity)
+    core.names = <uint32_t *>calloc(core.names_capacity, sizeof(uint32_t))
     if core.names == NULL:
-        core.names = old
+        core.names, core.names_capacity = old, old_capacity
         return False
-    core.names_capacity = old_capacity + old_capacity // 2
     for i in range(old_capacity):
         if old[i]:
             at = node_home(core, old[i])

@@ -17,6 +17,10 @@ cdef extern from "<sys/inotify.h>" nogil:
     int inotify_add_watch(int fd, const char *path, uint32_t mask)
     int inotify_rm_watch(int fd, int wd)
 
+cdef extern from "<malloc.h>" nogil:
+    int M_MMAP_THRESHOLD
+    int mallopt(int parameter, int value)
+
 cdef extern from "<sys/eventfd.h>" nogil:
     int EFD_CLOEXEC, EFD_NONBLOCK
     int eventfd(unsigned int initial, int flags)
