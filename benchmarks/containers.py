@@ -27,6 +27,8 @@ PART: Final = 20
 """How many of the first and of the last calls are compared."""
 FILES: Final = 3
 GOAL_GROWTH: Final = 1.5
+SETTLE_S: Final = 1.0
+IDLE_S: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -38,13 +40,14 @@ class Seen:
     instances: list[int] = field(default_factory=list)
     bytes: list[int] = field(default_factory=list)
     watches: int = 0
+    idle_ms: float = 0.0
     made: list[int] = field(default_factory=list)
     wrong: list[int] = field(default_factory=list)
     """Files that were reported never or twice."""
 
 
 def measure() -> list[Row]:
-    """Measure; takes about ten seconds."""
+    """Measure; takes about fifteen seconds."""
     with temporary_folder() as folder, _cgroups() as cgroups:
         (folder / "roots").mkdir()
         with ThreadPoolExecutor(1, "node", leave_mount_namespace) as node:
@@ -84,6 +87,10 @@ def _run(folder: Path, cgroups: Path) -> Seen:
                 seen.watches = sum(map(len, found))
                 seen.bytes.append(daemon.memory().anonymous)
                 _work(containers[: number + 1], daemon.log, seen)
+        time.sleep(SETTLE_S)
+        before_s = daemon.cpu_s()
+        time.sleep(IDLE_S)
+        seen.idle_ms = (daemon.cpu_s() - before_s) * 1e3
     return seen
 
 
@@ -118,6 +125,7 @@ def _rows(seen: Seen) -> Iterator[Row]:
         yield Comparison(what, "", all_of_them, one, values[1:], values[:1], 1.0)
     yield Comparison("kernel watches", "", all_of_them, "paths", [seen.watches], [paths], NO_GOAL)
     yield Comparison("private memory", "KiB", all_of_them, one, [seen.bytes[1] / 1024], [seen.bytes[0] / 1024], NO_GOAL)
+    yield Comparison("CPU while idle", "ms", all_of_them, "time", [seen.idle_ms], [IDLE_S * 1e3], 0.0)
     yield Losses(
         what="files made in them and not reported, or again",
         measured=all_of_them,
