@@ -16,7 +16,7 @@ from typing import Final
 
 from argusd.proto import argus_pb2, argus_pb2_grpc
 from benchmarks.daemon import TIMEOUT_S, MeasuredDaemon
-from benchmarks.table import NO_GOAL, Comparison, Losses, Row
+from benchmarks.table import NO_GOAL, Comparison, Losses, Lost, Row
 from benchmarks.told import told
 from benchmarks.trees import temporary_folder
 from benchmarks.watches import instances
@@ -129,10 +129,8 @@ def _rows(seen: Seen) -> Iterator[Row]:
     yield Losses(
         what="files made in them and not reported, or again",
         measured=all_of_them,
-        missing=seen.wrong[1],
-        total=seen.made[1],
+        lost=Lost(seen.wrong[1], seen.made[1]),
         reference=one,
-        reference_missing=seen.wrong[0],
-        reference_total=seen.made[0],
+        reference_lost=Lost(seen.wrong[0], seen.made[0]),
         has_goal=True,
     )

@@ -18,7 +18,7 @@ from typing import Final
 from benchmarks import processes
 from benchmarks.daemon import TIMEOUT_S, MeasuredDaemon
 from benchmarks.quiet import last_work_s
-from benchmarks.table import NO_GOAL, Comparison, Losses, Row
+from benchmarks.table import NO_GOAL, Comparison, Losses, Lost, Row
 from benchmarks.trees import temporary_folder
 from benchmarks.watches import room_for
 
@@ -149,11 +149,9 @@ def _losses(daemon: Seen, reference: Seen) -> Iterator[Losses]:
         yield Losses(
             what=what,
             measured="argusd",
-            missing=missing,
-            total=DIRECTORIES * ROUNDS,
+            lost=Lost(missing, DIRECTORIES * ROUNDS),
             reference="inotifywait -r",
-            reference_missing=reference_missing,
-            reference_total=DIRECTORIES * ROUNDS,
+            reference_lost=Lost(reference_missing, DIRECTORIES * ROUNDS),
             has_goal=True,
         )
 

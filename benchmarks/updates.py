@@ -18,7 +18,7 @@ from typing import Final
 
 from argusd.proto import argus_pb2, argus_pb2_grpc
 from benchmarks.daemon import TIMEOUT_S, MeasuredDaemon
-from benchmarks.table import NO_GOAL, Comparison, Losses, Row
+from benchmarks.table import NO_GOAL, Comparison, Losses, Lost, Row
 from benchmarks.told import told
 from benchmarks.trees import grown_tree, temporary_folder
 from benchmarks.watches import kernel_watches, room_for
@@ -119,11 +119,9 @@ def _touched(watches: Sequence[Sequence[str]]) -> Losses:
     return Losses(
         what=f"watches changed by {UNCHANGED} updates",
         measured="same config",
-        missing=len(before ^ unchanged),
-        total=len(before),
+        lost=Lost(len(before ^ unchanged), len(before)),
         reference=f"{CHANGED} other configs",
-        reference_missing=len(before - changed),
-        reference_total=len(before),
+        reference_lost=Lost(len(before - changed), len(before)),
         has_goal=True,
     )
 
@@ -140,11 +138,9 @@ def _missed(counts: Sequence[Sequence[int]], calm: int, busy: int) -> Losses:
     return Losses(
         what="writes not reported, or again",
         measured="during updates",
-        missing=sum(abs(busy - (after[at] - before[at])) for at in range(FILES)),
-        total=busy * FILES,
+        lost=Lost(sum(abs(busy - (after[at] - before[at])) for at in range(FILES)), busy * FILES),
         reference="before",
-        reference_missing=sum(abs(calm - count) for count in before),
-        reference_total=calm * FILES,
+        reference_lost=Lost(sum(abs(calm - count) for count in before), calm * FILES),
         has_goal=True,
     )
 
