@@ -17,16 +17,14 @@ from argusd.includes.linux cimport SYS_gettid, syscall
 
 cdef enum:
     LEAD_MAX = 0xF4         # the largest first byte of a UTF-8 sequence
+    JSON_REST = 256         # bytes of a JSON line at the most, beside the texts that it is made of
 
 
-cdef bint buffer_room(Buffer *buffer, size_t size) noexcept nogil:
-    """Make room for ``size`` more bytes; False when memory ran out."""
+cdef bint buffer_grow(Buffer *buffer, size_t size) noexcept nogil:
     cdef size_t capacity = buffer.capacity
     cdef char *data
     if buffer.failed:
         return False
-    if buffer.size + size <= capacity:
-        return True
     while capacity < buffer.size + size:
         capacity = capacity * 2 if capacity else 1024
     data = <char *>realloc(buffer.data, capacity)
@@ -36,12 +34,6 @@ cdef bint buffer_room(Buffer *buffer, size_t size) noexcept nogil:
     buffer.data = data
     buffer.capacity = capacity
     return True
-
-
-cdef void buffer_add(Buffer *buffer, const char *data, size_t size) noexcept nogil:
-    if buffer_room(buffer, size):
-        memcpy(buffer.data + buffer.size, data, size)
-        buffer.size += size
 
 
 cdef void buffer_free(Buffer *buffer) noexcept nogil:
@@ -104,30 +96,35 @@ cdef inline void escape_byte(Buffer *out, unsigned char byte) noexcept nogil:
         out.size += 4
 
 
-cdef void sanitize_into(Buffer *out, const char *name, size_t size) noexcept nogil:
+cdef bint sanitize_into(Buffer *out, const char *name, size_t size) noexcept nogil:
     cdef const unsigned char *at = <const unsigned char *>name
     cdef const unsigned char *end = at + size
     cdef const unsigned char *plain
     cdef size_t n
     cdef unsigned int point
+    cdef bint all_plain = True
     cdef char escaped[16]
     while at < end:
         plain = at
         while at < end and 0x20 <= at[0] < 0x7F:
+            if at[0] == c'"' or at[0] == c'\\':
+                all_plain = False
             at += 1
         if at > plain:
             buffer_add(out, <const char *>plain, <size_t>(at - plain))
             if at == end:
-                return
+                break
         n = sequence_size(at, <size_t>(end - at))
         if n > 1:
             point = hostile_code_point(at, n)
             if point:
+                all_plain = False
                 buffer_add(out, escaped, <size_t>snprintf(escaped, sizeof(escaped), b"\\u%04x", point))
             else:
                 buffer_add(out, <const char *>at, n)
             at += n
         else:
+            all_plain = False
             if at[0] == c'\n':
                 buffer_add(out, b"\\n", 2)
             elif at[0] == c'\r':
@@ -137,22 +134,28 @@ cdef void sanitize_into(Buffer *out, const char *name, size_t size) noexcept nog
             else:
                 escape_byte(out, at[0])
             at += 1
+    return all_plain
 
 
-cdef void json_escape_into(Buffer *out, const char *text, size_t size) noexcept nogil:
-    """The inside of a JSON string, from sanitized text."""
-    cdef const char *at = text
-    cdef const char *end = text + size
-    cdef const char *plain
-    while at < end:
-        plain = at
-        while at < end and at[0] != c'"' and at[0] != c'\\':
+cdef inline char *put(char *at, const char *data, size_t size) noexcept nogil:
+    memcpy(at, data, size)
+    return at + size
+
+
+cdef inline char *put_text(char *at, Text text) noexcept nogil:
+    """The inside of a JSON string, from sanitized text; it takes twice the room of the text at the most."""
+    cdef const char *byte = text.data
+    cdef const char *end = text.data + text.size
+    if text.plain:
+        return put(at, text.data, text.size)
+    while byte < end:
+        if byte[0] == c'"' or byte[0] == c'\\':
+            at[0] = c'\\'
             at += 1
-        buffer_add(out, plain, <size_t>(at - plain))
-        if at < end:
-            buffer_add(out, b"\\", 1)
-            buffer_add(out, at, 1)
-            at += 1
+        at[0] = byte[0]
+        at += 1
+        byte += 1
+    return at
 
 
 cdef void padded_into(Buffer *out, const Segment *segment, Text value) noexcept nogil:
@@ -179,73 +182,101 @@ cdef void padded_into(Buffer *out, const Segment *segment, Text value) noexcept 
         buffer_add(out, segment.fill, <size_t>segment.fill_size)
 
 
-cdef void message_into(Buffer *out, const Lines *lines, const Text *fields) noexcept nogil:
-    """The message; ``fields`` are sanitized and indexed by FIELD_*, fixed ones are taken from ``lines``."""
+cdef Text message_into(Buffer *out, const Lines *lines, const Text *fields) noexcept nogil:
     cdef const Segment *segment
     cdef Text value
+    cdef bint plain = True
     cdef int i
+    out.size = 0
     for i in range(lines.count):
         segment = &lines.segments[i]
         if segment.field == FIELD_LITERAL:
-            buffer_add(out, segment.literal.data, segment.literal.size)
-            continue
-        if segment.field >= FIELD_POD:
+            value = segment.literal
+        elif segment.field >= FIELD_POD:
             value = lines.fields[segment.field]
         else:
             value = fields[segment.field]
+        plain = plain and value.plain and segment.fill_plain
         if segment.width == 0 and segment.precision < 0:
             buffer_add(out, value.data, value.size)
         else:
             padded_into(out, segment, value)
+    value.data, value.size, value.plain = out.data, out.size, plain
+    return value
 
 
 cdef void json_into(Buffer *out, const Lines *lines, const Text *fields, const Stamp *stamp,
-                    const char *message, size_t message_size) noexcept nogil:
-    buffer_add(out, b'{"timestamp":"', 14)
-    buffer_add(out, stamp.json, stamp.json_size)
+                    Text message) noexcept nogil:
+    cdef Text path = fields[FIELD_PATH], file = fields[FIELD_FILE]
+    cdef char *at
+    if not buffer_room(out, JSON_REST + 2 * (message.size + path.size + file.size) + lines.json_tail.size):
+        return
+    at = out.data + out.size
+    at = put(at, b'{"timestamp":"', 14)
+    at = put(at, stamp.json, stamp.json_size)
     if lines.guard:
-        buffer_add(out, b'","level":"INFO","logger":"janusd.events","message":"', 53)
+        at = put(at, b'","level":"INFO","logger":"janusd.events","message":"', 53)
     else:
-        buffer_add(out, b'","level":"INFO","logger":"argusd.events","message":"', 53)
-    json_escape_into(out, message, message_size)
+        at = put(at, b'","level":"INFO","logger":"argusd.events","message":"', 53)
+    at = put_text(at, message)
     if lines.guard:
-        buffer_add(out, b'","response":"', 14)
-        buffer_add(out, fields[FIELD_RESPONSE].data, fields[FIELD_RESPONSE].size)
-    buffer_add(out, b'","event":"', 11)
-    buffer_add(out, fields[FIELD_EVENT].data, fields[FIELD_EVENT].size)
-    buffer_add(out, b'","ftype":"', 11)
-    buffer_add(out, fields[FIELD_FTYPE].data, fields[FIELD_FTYPE].size)
-    buffer_add(out, b'","path":"', 10)
-    json_escape_into(out, fields[FIELD_PATH].data, fields[FIELD_PATH].size)
+        at = put(at, b'","response":"', 14)
+        at = put_text(at, fields[FIELD_RESPONSE])
+    at = put(at, b'","event":"', 11)
+    at = put_text(at, fields[FIELD_EVENT])
+    at = put(at, b'","ftype":"', 11)
+    at = put_text(at, fields[FIELD_FTYPE])
+    at = put(at, b'","path":"', 10)
+    at = put_text(at, path)
     if not lines.guard:
-        buffer_add(out, b'","file":"', 10)
-        json_escape_into(out, fields[FIELD_FILE].data, fields[FIELD_FILE].size)
-    buffer_add(out, lines.json_tail.data, lines.json_tail.size)
+        at = put(at, b'","file":"', 10)
+        at = put_text(at, file)
+    at = put(at, lines.json_tail.data, lines.json_tail.size)
+    out.size = <size_t>(at - out.data)
 
 
-cdef void text_into(Buffer *out, const Stamp *stamp, const char *message, size_t message_size,
-                    bint colour) noexcept nogil:
+cdef void text_into(Buffer *out, const Stamp *stamp, Text message, bint colour) noexcept nogil:
     if colour:
         buffer_add(out, b"\033[32m", 5)
     buffer_add(out, stamp.prefix, stamp.prefix_size)
     if colour:
         buffer_add(out, b"\033[0m", 4)
-    buffer_add(out, message, message_size)
+    buffer_add(out, message.data, message.size)
     buffer_add(out, b"\n", 1)
 
 
-cdef void stamp_set(Stamp *stamp, long long realtime_ns, long thread_id, const char *place) noexcept nogil:
-    cdef time_t seconds = <time_t>(realtime_ns // 1000000000)
-    cdef int microseconds = <int>(realtime_ns % 1000000000 // 1000)
+cdef void put_microseconds(char *at, int microseconds) noexcept nogil:
+    """Six digits."""
+    cdef int i
+    for i in range(5, -1, -1):
+        at[i] = <char>(c'0' + microseconds % 10)
+        microseconds //= 10
+
+
+cdef void stamp_second(Stamp *stamp, time_t second, long thread_id, const char *place) noexcept nogil:
     cdef tm parts
-    cdef size_t n
-    gmtime_r(&seconds, &parts)
-    n = strftime(stamp.json, sizeof(stamp.json), b"%Y-%m-%dT%H:%M:%S", &parts)
-    stamp.json_size = n + <size_t>snprintf(stamp.json + n, sizeof(stamp.json) - n, b".%06dZ", microseconds)
-    localtime_r(&seconds, &parts)
-    n = strftime(stamp.prefix, sizeof(stamp.prefix), b"I%m%d %H:%M:%S", &parts)
-    stamp.prefix_size = n + <size_t>snprintf(
-        stamp.prefix + n, sizeof(stamp.prefix) - n, b".%06d %ld %s] ", microseconds, thread_id, place)
+    gmtime_r(&second, &parts)
+    stamp.json_at = strftime(stamp.json, sizeof(stamp.json), b"%Y-%m-%dT%H:%M:%S.", &parts)
+    stamp.json_size = stamp.json_at + <size_t>snprintf(
+        stamp.json + stamp.json_at, sizeof(stamp.json) - stamp.json_at, b"000000Z")
+    localtime_r(&second, &parts)
+    stamp.prefix_at = strftime(stamp.prefix, sizeof(stamp.prefix), b"I%m%d %H:%M:%S.", &parts)
+    stamp.prefix_size = stamp.prefix_at + <size_t>snprintf(
+        stamp.prefix + stamp.prefix_at, sizeof(stamp.prefix) - stamp.prefix_at, b"000000 %ld %s] ", thread_id, place)
+    stamp.second = second
+
+
+cdef void stamp_set(Stamp *stamp, long long realtime_ns, long thread_id, const char *place) noexcept nogil:
+    cdef time_t second = <time_t>(realtime_ns // 1000000000)
+    cdef int microseconds = <int>(realtime_ns % 1000000000 // 1000)
+    if stamp.second != second or stamp.json_size == 0:
+        stamp_second(stamp, second, thread_id, place)
+    put_microseconds(stamp.json + stamp.json_at, microseconds)
+    put_microseconds(stamp.prefix + stamp.prefix_at, microseconds)
+
+
+cdef bint is_plain(bytes text):
+    return b'"' not in text and b"\\" not in text
 
 
 cdef bytes sanitized(bytes name):
@@ -303,6 +334,7 @@ cdef class Encoder:
         self.owned.append(text)
         kept.data = text
         kept.size = <size_t>len(text)
+        kept.plain = is_plain(text)
         return kept
 
     cdef int compile(self, segments) except -1:
@@ -317,6 +349,8 @@ cdef class Encoder:
             if isinstance(item, bytes):
                 segment.field = FIELD_LITERAL
                 segment.literal = self.keep(sanitized(item))
+                segment.fill_plain = True
+                segment.precision = -1
             else:
                 name, fill, align, width, precision = item
                 if not 1 <= len(fill) <= 4 or align not in ("<", "^", ">"):
@@ -326,6 +360,7 @@ cdef class Encoder:
                 segment.field = numbers[name]
                 segment.fill_size = <int>len(fill)
                 memcpy(segment.fill, <const char *>fill, <size_t>len(fill))
+                segment.fill_plain = is_plain(fill)
                 segment.align = ord(align)
                 segment.width = width
                 segment.precision = precision
@@ -335,6 +370,7 @@ cdef class Encoder:
     cdef bytes encode(self, str form, str event, str ftype, bytes path, bytes file, str response,
                       long long realtime_ns):
         cdef Text fields[FIELDS]
+        cdef Text text
         cdef Stamp stamp
         cdef Buffer message, line
         cdef bytes event_bytes = event.encode(), ftype_bytes = ftype.encode(), response_bytes = response.encode()
@@ -343,20 +379,22 @@ cdef class Encoder:
         memset(&message, 0, sizeof(Buffer))
         memset(&line, 0, sizeof(Buffer))
         memset(fields, 0, sizeof(fields))
-        for number, text in ((FIELD_EVENT, event_bytes), (FIELD_FTYPE, ftype_bytes), (FIELD_PATH, path_bytes),
-                             (FIELD_FILE, file_bytes), (FIELD_SEP, sep), (FIELD_RESPONSE, response_bytes)):
-            fields[<int>number].data = <bytes>text
-            fields[<int>number].size = <size_t>len(text)
+        memset(&stamp, 0, sizeof(Stamp))
+        for number, value in ((FIELD_EVENT, event_bytes), (FIELD_FTYPE, ftype_bytes), (FIELD_PATH, path_bytes),
+                              (FIELD_FILE, file_bytes), (FIELD_SEP, sep), (FIELD_RESPONSE, response_bytes)):
+            fields[<int>number].data = <bytes>value
+            fields[<int>number].size = <size_t>len(value)
+            fields[<int>number].plain = is_plain(value)
         try:
-            message_into(&message, &self.lines, fields)
+            text = message_into(&message, &self.lines, fields)
             if form == "message":
-                return message.data[:message.size] if message.size else b""
+                return text.data[:text.size] if text.size else b""
             stamp_set(&stamp, realtime_ns, syscall(SYS_gettid),
                       b"_fanotify.pyx:1" if self.lines.guard else b"_inotify.pyx:1")
             if form == "json":
-                json_into(&line, &self.lines, fields, &stamp, message.data, message.size)
+                json_into(&line, &self.lines, fields, &stamp, text)
             else:
-                text_into(&line, &stamp, message.data, message.size, False)
+                text_into(&line, &stamp, text, False)
             return line.data[:line.size]
         finally:
             buffer_free(&message)

@@ -19,6 +19,7 @@ cdef struct CachedPath:
     uint32_t node
     uint32_t serial
     uint32_t generation
+    bint plain                      # as Text.plain
     Buffer text
 
 cdef struct Reader:

@@ -48,12 +48,12 @@ cdef Text path_text(Reader *reader, uint32_t node) noexcept nogil:
         node_path(core, node, &raw)
         cached.text.size = 0
         cached.text.failed = False
-        sanitize_into(&cached.text, raw.data, raw.size)
+        cached.plain = sanitize_into(&cached.text, raw.data, raw.size)
         buffer_free(&raw)
         cached.node = node
         cached.serial = core.nodes[node].serial
         cached.generation = core.generation
-    text.data, text.size = cached.text.data, cached.text.size
+    text.data, text.size, text.plain = cached.text.data, cached.text.size, cached.plain
     return text
 
 
@@ -78,39 +78,38 @@ cdef void emit_subject(Reader *reader, const Root *root, uint32_t bit) noexcept 
     if not root.subscription.on or not root.subscription.mask & bit:
         return
     reader.subject.size = 0
-    sanitize_into(&reader.subject, root.path, root.path_size)
+    path.plain = sanitize_into(&reader.subject, root.path, root.path_size)
     path.data, path.size = reader.subject.data, reader.subject.size
     write_out(reader, root.subscription, bit, root.directory, path, NULL, 0)
+
+
+cdef inline void field(Text *text, const char *data, size_t size) noexcept nogil:
+    """A word of ours."""
+    text.data, text.size, text.plain = data, size, True
 
 
 cdef void write_out(Reader *reader, Subscription *subscription, uint32_t bit, bint directory, Text path,
                     const char *name, size_t size) noexcept nogil:
     """Count one event of a subscription, and write its line to every sink."""
     cdef Text fields[FIELDS]
+    cdef Text message
     cdef int kind = lowest_bit(bit), i
     add_u64(&subscription.counter.counts[kind], 1)
     reader.counted = True
     reader.reported += 1
     reader.file.size = 0
-    sanitize_into(&reader.file, name, size)
-    fields[FIELD_EVENT].data = EVENT_NAMES[kind]
-    fields[FIELD_EVENT].size = strlen(EVENT_NAMES[kind])
-    fields[FIELD_FTYPE].data = b"directory" if directory else b"file"
-    fields[FIELD_FTYPE].size = 9 if directory else 4
+    fields[FIELD_FILE].plain = sanitize_into(&reader.file, name, size)
+    fields[FIELD_FILE].data, fields[FIELD_FILE].size = reader.file.data, reader.file.size
+    field(&fields[FIELD_EVENT], EVENT_NAMES[kind], strlen(EVENT_NAMES[kind]))
+    field(&fields[FIELD_FTYPE], b"directory" if directory else b"file", 9 if directory else 4)
+    field(&fields[FIELD_SEP], b"/", 1 if size and path.size > 1 else 0)     # the root directory ends in one itself
     fields[FIELD_PATH] = path
-    fields[FIELD_FILE].data = reader.file.data
-    fields[FIELD_FILE].size = reader.file.size
-    fields[FIELD_SEP].data = b"/"
-    fields[FIELD_SEP].size = 1 if size and path.size > 1 else 0   # the root directory ends in one itself
-    reader.message.size = 0
-    message_into(&reader.message, subscription.lines, fields)
+    message = message_into(&reader.message, subscription.lines, fields)
     for i in range(reader.sink_count):
         if reader.sinks[i].style == STYLE_JSON:
-            json_into(&reader.lines[i], subscription.lines, fields, &reader.stamp,
-                      reader.message.data, reader.message.size)
+            json_into(&reader.lines[i], subscription.lines, fields, &reader.stamp, message)
         else:
-            text_into(&reader.lines[i], &reader.stamp, reader.message.data, reader.message.size,
-                      reader.sinks[i].style == STYLE_COLOUR)
+            text_into(&reader.lines[i], &reader.stamp, message, reader.sinks[i].style == STYLE_COLOUR)
         reader.line_counts[i] += 1
         if reader.lines[i].size >= LINES_FULL:
             flush_lines(reader, i)

@@ -56,30 +56,31 @@ cdef void hand_over(Desk *desk, int i) noexcept nogil:
         desk.counts[i] = 0
 
 
-cdef void field(Text *text, const char *data, size_t size) noexcept nogil:
-    text.data, text.size = data, size
+cdef void field(Text *text, const char *data, size_t size, bint plain) noexcept nogil:
+    text.data, text.size, text.plain = data, size, plain
 
 
 cdef void write_line(Desk *desk, const Record *record) noexcept nogil:
     cdef Text fields[FIELDS]
+    cdef Text message
+    cdef bint plain
     cdef int i
     if record.realtime_ns != desk.stamp_ns:
         desk.stamp_ns = record.realtime_ns
         stamp_set(&desk.stamp, record.realtime_ns, desk.thread_id, b"_fanotify.pyx:1")
-    desk.path.size = desk.message.size = 0
-    sanitize_into(&desk.path, <const char *>record + sizeof(Record), record.path_size)
+    desk.path.size = 0
+    plain = sanitize_into(&desk.path, <const char *>record + sizeof(Record), record.path_size)
     memset(fields, 0, sizeof(fields))
-    field(&fields[FIELD_RESPONSE], b"DENY" if record.denied else b"ALLOW", 4 if record.denied else 5)
-    field(&fields[FIELD_EVENT], b"ACCESS_PERM" if record.access else b"OPEN_PERM", 11 if record.access else 9)
-    field(&fields[FIELD_FTYPE], b"directory" if record.directory else b"file", 9 if record.directory else 4)
-    field(&fields[FIELD_PATH], desk.path.data, desk.path.size)
-    message_into(&desk.message, record.subject.lines, fields)
+    field(&fields[FIELD_RESPONSE], b"DENY" if record.denied else b"ALLOW", 4 if record.denied else 5, True)
+    field(&fields[FIELD_EVENT], b"ACCESS_PERM" if record.access else b"OPEN_PERM", 11 if record.access else 9, True)
+    field(&fields[FIELD_FTYPE], b"directory" if record.directory else b"file", 9 if record.directory else 4, True)
+    field(&fields[FIELD_PATH], desk.path.data, desk.path.size, plain)
+    message = message_into(&desk.message, record.subject.lines, fields)
     for i in range(desk.reporter.sink_count):
         if desk.reporter.sinks[i].style == STYLE_JSON:
-            json_into(&desk.lines[i], record.subject.lines, fields, &desk.stamp, desk.message.data, desk.message.size)
+            json_into(&desk.lines[i], record.subject.lines, fields, &desk.stamp, message)
         else:
-            text_into(&desk.lines[i], &desk.stamp, desk.message.data, desk.message.size,
-                      desk.reporter.sinks[i].style == STYLE_COLOUR)
+            text_into(&desk.lines[i], &desk.stamp, message, desk.reporter.sinks[i].style == STYLE_COLOUR)
         desk.counts[i] += 1
         if desk.lines[i].size >= LINES_FULL:
             hand_over(desk, i)
