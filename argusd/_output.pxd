@@ -20,7 +20,8 @@ cdef struct Sink:
     unsigned long long admitted     # of these, how many a WARNING line has told of
     unsigned long long drop_mark    # head when the first line that was not told of was dropped
     int closing
-    int waiting                     # the writer sleeps
+    size_t wake_at                  # bytes that wait from which on the writer is woken; 0: it is at work
+    int flushing                    # so many wait until everything is written
     int running
     pthread_mutex_t lock
     pthread_cond_t wake             # the writer: there is something to write

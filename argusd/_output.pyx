@@ -6,6 +6,8 @@ Facts that shape this file:
 * A pipe whose reader stalls blocks write(2). It must not be made non-blocking, because the flag belongs to the open
   file description and so to every process that shares it. Hence each sink has a thread of its own that may block,
   and producers that only ever copy into a ring.
+* A wake-up costs as much as writing a hundred lines. So a writer that has just written before lets lines gather for
+  a moment, and nobody has to wake it; after a quiet time a line goes out at once.
 * A ring of anonymous memory costs nothing until it is touched; what a burst touched is given back to the kernel when
   the ring stays empty.
 * /tmp is open to everybody: a log file there may have been planted. See ``open_log_file``.
@@ -14,11 +16,12 @@ Facts that shape this file:
 import os
 
 from libc.errno cimport EAGAIN, EEXIST, EINTR, ELOOP, errno
+from libc.stdint cimport int64_t
 from libc.stdio cimport rename, snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memchr, memcpy, strdup
 from libc.time cimport time_t, tm, gmtime_r, localtime_r, strftime
-from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
 from argusd.includes.linux cimport (
     MADV_DONTNEED,
@@ -81,12 +84,14 @@ COLOUR = STYLE_COLOUR
 
 cdef enum:
     WRITE_MAX = 256 * 1024
+    GATHER_NS = 2 * 1000 * 1000
     GIVE_BACK = 1024 * 1024     # a ring that held more than this returns its memory when it has been empty
     GIVE_BACK_AFTER_S = 1       # for so long: to return it takes milliseconds, and the next burst would wait for them
 
 
 cdef void sink_append(Sink *sink, const char *lines, size_t size, unsigned long long count) noexcept nogil:
     cdef size_t at, first
+    cdef bint wake = False
     pthread_mutex_lock(&sink.lock)
     if sink.closing or sink.capacity - (sink.head - sink.tail) < size:
         if sink.dropped == sink.admitted:
@@ -100,9 +105,12 @@ cdef void sink_append(Sink *sink, const char *lines, size_t size, unsigned long 
         sink.head += size
         if sink.head - sink.tail > sink.high:
             sink.high = sink.head - sink.tail
-        if sink.waiting:
-            pthread_cond_signal(&sink.wake)
+        wake = sink.wake_at != 0 and sink.head - sink.tail >= sink.wake_at
+        if wake:
+            sink.wake_at = 0
     pthread_mutex_unlock(&sink.lock)
+    if wake:                        # not with the lock held, which is the first thing that the writer wants
+        pthread_cond_signal(&sink.wake)
 
 
 cdef size_t write_all(int fd, const char *data, size_t size) noexcept nogil:
@@ -229,11 +237,30 @@ cdef void deadline_after(timespec *when, double timeout_s) noexcept nogil:
     when.tv_nsec = nanoseconds % 1000000000
 
 
+cdef int64_t monotonic_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef void gather(Sink *sink) noexcept nogil:
+    """With the lock held: let lines come for a moment, unless there is enough of them or somebody waits for them."""
+    cdef size_t enough = min(<size_t>WRITE_MAX, sink.capacity // 2)
+    cdef timespec when
+    deadline_after(&when, GATHER_NS / 1e9)
+    while sink.head - sink.tail < enough and not sink.closing and not sink.flushing:
+        sink.wake_at = enough
+        if pthread_cond_timedwait(&sink.wake, &sink.lock, &when) != 0:
+            break
+    sink.wake_at = 0
+
+
 cdef void *writer(void *argument) noexcept nogil:
     """The life of a sink's thread: write what is queued, in large pieces, outside the lock."""
     cdef Sink *sink = <Sink *>argument
     cdef size_t at, size, done
     cdef unsigned long long untold
+    cdef int64_t before_ns, begun_ns = 0
     cdef timespec when
     cdef bint inside = False        # the last piece ended inside a line
     # The reader may wait for this thread's lock: it must not lose the processor to others while it holds it. May fail.
@@ -241,7 +268,7 @@ cdef void *writer(void *argument) noexcept nogil:
     pthread_mutex_lock(&sink.lock)
     while True:
         while sink.head == sink.tail and not sink.closing and sink.dropped == sink.admitted:
-            sink.waiting = 1
+            sink.wake_at = 1
             if sink.high <= GIVE_BACK:
                 pthread_cond_wait(&sink.wake, &sink.lock)
             else:
@@ -249,7 +276,7 @@ cdef void *writer(void *argument) noexcept nogil:
                 if pthread_cond_timedwait(&sink.wake, &sink.lock, &when) != 0 and sink.head == sink.tail:
                     madvise(sink.ring, sink.capacity, MADV_DONTNEED)
                     sink.high = 0
-            sink.waiting = 0
+            sink.wake_at = 0
         if sink.head == sink.tail and sink.dropped == sink.admitted:
             break
         at = sink.tail & (sink.capacity - 1)
@@ -264,6 +291,7 @@ cdef void *writer(void *argument) noexcept nogil:
 
         if sink.path != NULL:       # a rotation, or a word about dropped lines, must not come inside a line
             size = whole_lines(sink.ring + at, size)
+        before_ns, begun_ns = begun_ns, monotonic_ns()
         if untold:
             tell_dropped(sink, untold)
         if sink.path != NULL and not inside and sink.file_size + <long>size > sink.max_bytes and sink.file_size > 0:
@@ -283,7 +311,10 @@ cdef void *writer(void *argument) noexcept nogil:
         if sink.head == sink.tail:  # go on at the start of the ring, whose memory is in use already
             sink.tail = (sink.tail + sink.capacity - 1) & ~<unsigned long long>(sink.capacity - 1)
             sink.head = sink.tail
-        pthread_cond_broadcast(&sink.written)
+        if sink.flushing:
+            pthread_cond_broadcast(&sink.written)
+        if begun_ns - before_ns < 2 * GATHER_NS:
+            gather(sink)
     sink.running = 0
     pthread_cond_broadcast(&sink.written)
     pthread_mutex_unlock(&sink.lock)
@@ -293,9 +324,12 @@ cdef void *writer(void *argument) noexcept nogil:
 cdef bint wait_written(Sink *sink, unsigned long long mark, const timespec *when) noexcept nogil:
     cdef bint in_time = True
     pthread_mutex_lock(&sink.lock)
+    sink.flushing += 1
+    pthread_cond_signal(&sink.wake)
     while sink.tail < mark and sink.running and in_time:
         in_time = pthread_cond_timedwait(&sink.written, &sink.lock, when) == 0
     in_time = sink.tail >= mark
+    sink.flushing -= 1
     pthread_mutex_unlock(&sink.lock)
     return in_time
 
