@@ -86,7 +86,9 @@ from argusd.includes.pthread cimport add_u64, load_int, store_int
 cdef enum:
     EVENTS_SIZE = 1024 * 1024       # bytes read at once: the whole default queue of 16,384 short names
     BUSY = 16                       # events in one read from which on the next is put off, so that it brings more
+    FEW = 2                         # so many in a read that was put off are enough to put off the next one as well
     NAP_US = 1000
+    CLOSE_NS = 500 * 1000           # reads that follow each other so closely bring FEW in the time of a nap
     BIRTH_NS = 100 * 1000 * 1000    # at most between a file's time of birth and its event
 
 
@@ -365,13 +367,25 @@ cdef void handle_batch(Reader *reader, size_t size, int *count) noexcept nogil:
         tell_python(reader.core)
 
 
+cdef bint is_nap_due(const Reader *reader, int count, unsigned long long told_before, int64_t since_ns,
+                     bint napped) noexcept nogil:
+    """Does so much come that a read brings several events if it is put off? Our own marks do not count."""
+    if count >= BUSY:
+        return True
+    if reader.reported == told_before:
+        return False
+    return count >= FEW if napped else since_ns < CLOSE_NS
+
+
 cdef void *reader_main(void *argument) noexcept nogil:
     """The life of the reader thread: it never takes the GIL, and never waits for output or a file system."""
     cdef Reader *reader = <Reader *>argument
     cdef pollfd sources[2]
     cdef ssize_t size
     cdef int count = 0
-    cdef int64_t end = -1
+    cdef int64_t end = -1, since_ns
+    cdef unsigned long long told_before
+    cdef bint napped = False
     reader.thread_id = syscall(SYS_gettid)
     setpriority(PRIO_PROCESS, <unsigned int>reader.thread_id, -20)  # the kernel's queue waits for nobody; may fail
     sources[0].fd, sources[0].events = reader.core.inotify_fd, POLLIN
@@ -381,10 +395,12 @@ cdef void *reader_main(void *argument) noexcept nogil:
         reader.read_ns = now_ns()
         size = read(reader.core.inotify_fd, reader.events, EVENTS_SIZE)
         if size > 0:
+            since_ns, told_before = reader.read_ns - reader.last_ns, reader.reported
             handle_batch(reader, <size_t>size, &count)
             if end >= 0 and monotonic_ns() > end:
                 break
-            if count >= BUSY and end < 0:
+            napped = end < 0 and is_nap_due(reader, count, told_before, since_ns, napped)
+            if napped:
                 usleep(NAP_US)
             continue
         if size < 0 and errno != EAGAIN and errno != EINTR:
