@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from argusd.proto.argus_pb2 import ArgusdMetricsHandle
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
 __all__ = ["CountSource", "Metrics", "Stream"]
 
@@ -61,14 +61,14 @@ class Stream:
         self._finished = True
         self._wake.set()
 
-    async def messages(self) -> AsyncGenerator[bytes, None]:
-        """Yield one serialised ``ArgusdMetricsHandle`` per event, until :meth:`finish`."""
+    async def send(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+        """Write one serialised ``ArgusdMetricsHandle`` per event, until :meth:`finish`."""
         while True:
             while self._pending:
                 batch, self._pending = self._pending, {}
                 for message, events in batch.items():
                     for _ in range(events):
-                        yield message
+                        await write(message)
             if self._finished:
                 return
             self._wake.clear()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from typing import Final
 
 import grpc
@@ -18,8 +16,6 @@ from argusd.subjects import Subject, parse_watch
 __all__ = ["SERVICE_NAME", "WatchService"]
 
 SERVICE_NAME: Final = "argus.Argusd"
-
-_MESSAGES_PER_TURN: Final = 64
 
 
 class WatchService:
@@ -55,13 +51,7 @@ class WatchService:
         try:
             # Tells the client that it misses nothing from here on.
             await context.send_initial_metadata(())
-            async with contextlib.aclosing(stream.messages()) as messages:
-                sent = 0
-                async for message in messages:
-                    await context.write(message)
-                    sent += 1
-                    if sent % _MESSAGES_PER_TURN == 0:
-                        await asyncio.sleep(0)
+            await stream.send(context.write)
         finally:
             self._metrics.unsubscribe(stream)
 

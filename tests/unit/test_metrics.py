@@ -43,7 +43,12 @@ class FakeCounts:
 
 async def received(stream: Stream) -> Counter[tuple[str, str, str]]:
     """Everything that a stream sends until it ends."""
-    handles = [ArgusdMetricsHandle.FromString(message) async for message in stream.messages()]
+    handles: list[ArgusdMetricsHandle] = []
+
+    async def write(message: bytes) -> None:
+        handles.append(ArgusdMetricsHandle.FromString(message))
+
+    await stream.send(write)
     return Counter((handle.argusWatcher, handle.event, handle.nodeName) for handle in handles)
 
 
@@ -96,14 +101,17 @@ async def test_what_comes_while_a_stream_is_sending_is_sent_too() -> None:
     stream = metrics.subscribe()
     counts.count(counter, 0)
     metrics.drain()
-    messages = stream.messages()
-    assert await anext(messages)
-    counts.count(counter, 0, 2)
-    metrics.drain()
-    assert await anext(messages)
-    metrics.finish()
-    assert [message async for message in messages] != []
-    assert [message async for message in messages] == []
+    sent = 0
+
+    async def write(_message: bytes) -> None:
+        nonlocal sent
+        sent += 1
+        if sent == 1:
+            counts.count(counter, 0, 2)
+            metrics.finish()
+
+    await stream.send(write)
+    assert sent == 3
 
 
 @pytest.mark.asyncio
