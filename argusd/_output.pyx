@@ -84,7 +84,7 @@ COLOUR = STYLE_COLOUR
 
 cdef enum:
     WRITE_MAX = 256 * 1024
-    GATHER_NS = 2 * 1000 * 1000
+    GATHER_NS = 4 * 1000 * 1000
     GIVE_BACK = 1024 * 1024     # a ring that held more than this returns its memory when it has been empty
     GIVE_BACK_AFTER_S = 1       # for so long: to return it takes milliseconds, and the next burst would wait for them
 
