@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import os
 import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -20,92 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.daemon import BINARY, MeasuredDaemon, on_core
+from benchmarks.daemon import MeasuredDaemon, on_core
 from benchmarks.table import NO_GOAL, Comparison
 
 ROUNDS: Final = 9
 OPENS: Final = 2000
 GOAL: Final = 1.1
 TIMEOUT_S: Final = 60.0
-BUSY: Final = (sys.executable, "-m", "benchmarks.busy_daemon")
 
-# "respond DIRECTORY ANSWER" answers, "open FILE COUNT ANSWER" asks and prints nanoseconds: the median and
-# the 99th of 100.
-GUARD_C: Final = r"""
-#define _GNU_SOURCE
-#include <fcntl.h>
-#include <poll.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/fanotify.h>
-#include <sys/prctl.h>
-#include <signal.h>
-#include <time.h>
-#include <unistd.h>
-
-static int respond(const char *directory, unsigned int answer)
-{
-    struct fanotify_event_metadata events[64], *event;
-    int group = fanotify_init(FAN_CLASS_CONTENT | FAN_CLOEXEC | FAN_NONBLOCK, O_RDONLY | O_CLOEXEC);
-    struct pollfd waiter = {group, POLLIN, 0};
-    if (fanotify_mark(group, FAN_MARK_ADD, FAN_OPEN_PERM | FAN_ONDIR | FAN_EVENT_ON_CHILD, AT_FDCWD, directory) != 0) {
-        perror(directory);
-        return 1;
-    }
-    puts("ready");
-    fflush(stdout);
-    for (;;) {
-        poll(&waiter, 1, -1);
-        ssize_t size = read(group, events, sizeof(events));
-        for (event = events; FAN_EVENT_OK(event, size); event = FAN_EVENT_NEXT(event, size)) {
-            struct fanotify_response response = {event->fd, answer};
-            if (write(group, &response, sizeof(response)) != sizeof(response)) return 1;
-            close(event->fd);
-        }
-    }
-}
-
-static long now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000000000L + now.tv_nsec;
-}
-
-static int compare(const void *a, const void *b)
-{
-    return (*(const long *)a > *(const long *)b) - (*(const long *)a < *(const long *)b);
-}
-
-static int open_often(const char *file, int count, int wanted)
-{
-    long *took = malloc(count * sizeof(long)), begun;
-    for (int i = 0; i < count; i++) {
-        begun = now_ns();
-        int fd = open(file, O_RDONLY);
-        if (fd >= 0) close(fd);
-        took[i] = now_ns() - begun;
-        if ((fd >= 0) != wanted) {
-            fprintf(stderr, "%s was %s\n", file, fd >= 0 ? "opened" : "refused");
-            return 1;
-        }
-    }
-    qsort(took, count, sizeof(long), compare);
-    printf("%ld %ld\n", took[count / 2], took[count - 1 - count / 100]);
-    return 0;
-}
-
-int main(int argc, char **argv)
-{
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (argc == 4 && !strcmp(argv[1], "respond"))
-        return respond(argv[2], strcmp(argv[3], "deny") ? FAN_ALLOW : FAN_DENY);
-    if (argc == 5 && !strcmp(argv[1], "open"))
-        return open_often(argv[2], atoi(argv[3]), strcmp(argv[4], "deny") != 0);
-    return 2;
-}
-"""
+GUARD_C: Final = Path(__file__).with_name("guard.c")
 
 
 @dataclass(slots=True)
@@ -160,15 +82,13 @@ def measure() -> list[Comparison]:
     near, far = cores[0], cores[-1]
     with tempfile.TemporaryDirectory(prefix="argusd-benchmark-") as top:
         program = Path(top, "guard")
-        program.with_suffix(".c").write_text(GUARD_C)
-        subprocess.run(["cc", "-O2", "-o", program, program.with_suffix(".c")], check=True)
-        for command, name in (((str(BINARY),), ""), (BUSY, ", Python busy")):
-            with contextlib.ExitStack() as stack:
-                daemon = MeasuredDaemon(program=command, flags=["-services=janus"], core=near)
-                stack.enter_context(daemon).keep_reading()
-                cases = list(_cases(Path(top, f"files{name}"), daemon))
+        subprocess.run(["cc", "-O2", "-o", program, GUARD_C], check=True)
+        for module, name in (("argusd", ""), ("benchmarks.busy_daemon", ", Python busy")):
+            with MeasuredDaemon(module=module, services="janus", core=near) as daemon, contextlib.ExitStack() as bare:
+                daemon.keep_reading()
+                cases = list(_cases(Path(top, module), daemon))
                 for case in cases:
-                    stack.enter_context(_responder(program, case, near))
+                    bare.enter_context(_responder(program, case, near))
                 for _, case in itertools.product(range(ROUNDS), cases):
                     case.measure(program, (near, far))
             for case in cases:
