@@ -21,8 +21,8 @@ __all__ = ["LOWER_NUMBERS", "restrict"]
 # The numbers from 424 on are the same on all machines.
 SAME_NUMBERS: Final = {"openat2": 437, "pidfd_open": 434}
 LOWER_NUMBERS: Final = {
-    "x86_64": {"setns": 308, "unshare": 272},
-    "aarch64": {"setns": 268, "unshare": 97},
+    "x86_64": {"ioctl": 16, "setns": 308, "unshare": 272},
+    "aarch64": {"ioctl": 29, "setns": 268, "unshare": 97},
 }
 
 PR_SET_NO_NEW_PRIVS: Final = 38

@@ -27,6 +27,7 @@ cdef struct Asked:
     bint denied
     bint audit                      # of something that concerns the event
     int parent_pid                  # of the process, -1 when not asked for yet
+    int stale_fd                    # to be closed after the answer, else -1
     int parent                      # PARENT_*
     uint64_t parent_device
     uint64_t parent_inode
@@ -39,4 +40,3 @@ cdef struct Asked:
 cdef uint64_t birth(const statx_t *status) noexcept nogil
 cdef bint ask_file(Asked *asked) noexcept nogil
 cdef void ask_parent(Group *group, Asked *asked) noexcept nogil
-cdef int ask_parent_pid(Group *group, Asked *asked) noexcept nogil

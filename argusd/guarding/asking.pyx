@@ -16,26 +16,18 @@ Facts about permission events that shape this file:
   which it is mounted, and of the former nothing is told. So a look-up of a name does not lead into mounts: else
   whoever may mount could give a child of a guarded directory another one. What is mounted is asked for because of a
   mark of its own, if there is one; else it is a child of something that is guarded, nobody knows of what.
-* The parent of a process is told by its pidfd (PIDFD_GET_INFO, Linux 6.13), else by /proc/PID/stat. There the name of
-  the command stands in brackets and may hold any byte but zero, brackets too: what follows the last one counts. Files
-  in /proc cannot be guarded, so that opening one makes no event.
 """
 
 from libc.errno cimport EAGAIN, errno
 from libc.stdio cimport snprintf
-from libc.stdlib cimport atoi
 from libc.string cimport memcmp, memcpy, memset
 
 from argusd.guarding.table cimport BUCKETS, LINKS, Entry, hash_text, inode_bucket
 from argusd.includes.fanotify cimport (
-    PIDFD_GET_INFO,
     RESOLVE_CACHED,
     STATX_ATTR_MOUNT_ROOT,
     STATX_MNT_ID,
-    SYS_pidfd_open,
-    ioctl,
     mount_of,
-    pidfd_info,
 )
 from argusd.includes.linux cimport (
     AT_EMPTY_PATH,
@@ -44,7 +36,6 @@ from argusd.includes.linux cimport (
     O_DIRECTORY,
     O_NOFOLLOW,
     O_PATH,
-    O_RDONLY,
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
     RESOLVE_NO_SYMLINKS,
@@ -59,7 +50,6 @@ from argusd.includes.linux cimport (
     memrchr,
     open_how,
     openat,
-    read,
     readlinkat,
     statx,
     statx_t,
@@ -283,40 +273,3 @@ cdef void ask_parent(Group *group, Asked *asked) noexcept nogil:
         return
     if from_process(group, asked.pid, asked) or from_process(group, init_on(group, asked.mount), asked):
         asked.parent = PARENT_KNOWN
-
-
-cdef int stat_parent(const char *text, size_t size) noexcept nogil:
-    """Field 4 of proc_pid_stat(5); 0 when it is not there."""
-    cdef const char *bracket = <const char *>memrchr(text, c')', size)
-    if bracket == NULL or bracket + 4 >= text + size:
-        return 0
-    return atoi(bracket + 4)        # ") S 123"
-
-
-cdef int ask_parent_pid(Group *group, Asked *asked) noexcept nogil:
-    """The parent of the process that asks; 0 when it has none that we can see, or has ended."""
-    cdef pidfd_info info
-    cdef char path[32]
-    cdef char text[512]
-    cdef ssize_t size
-    cdef int fd
-    if asked.parent_pid >= 0:
-        return asked.parent_pid
-    asked.parent_pid = 0
-    fd = <int>syscall(SYS_pidfd_open, asked.pid, 0)
-    if fd >= 0:
-        memset(&info, 0, sizeof(info))
-        if ioctl(fd, PIDFD_GET_INFO, &info) == 0:
-            asked.parent_pid = <int>info.ppid
-            close(fd)
-            return asked.parent_pid
-        close(fd)
-    snprintf(path, sizeof(path), b"%d/stat", asked.pid)
-    fd = openat(group.proc_fd, path, O_RDONLY | O_CLOEXEC)
-    if fd >= 0:
-        size = read(fd, text, sizeof(text) - 1)
-        close(fd)
-        if size > 0:
-            text[size] = 0
-            asked.parent_pid = stat_parent(text, <size_t>size)
-    return asked.parent_pid

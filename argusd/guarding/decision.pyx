@@ -10,7 +10,8 @@ if it may be something that is denied.
 from libc.stdint cimport uint64_t
 from libc.string cimport memcmp
 
-from argusd.guarding.asking cimport PARENT_KNOWN, PARENT_UNKNOWN, ask_parent, ask_parent_pid
+from argusd.guarding.asking cimport PARENT_KNOWN, PARENT_UNKNOWN, ask_parent
+from argusd.guarding.parents cimport ask_parent_pid
 from argusd.guarding.table cimport BUCKETS, FOLDER, ITSELF, NAME, inode_bucket
 
 

@@ -10,6 +10,7 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport getpid
 
 from argusd.guarding.marks cimport marks_free
+from argusd.guarding.parents cimport parents_forget
 from argusd.guarding.reporter cimport GROUPS, reporter_main
 from argusd.guarding.responder cimport respond, responder_size
 from argusd.guarding.table cimport LINKS, RING
@@ -150,6 +151,7 @@ cdef void group_free(Group *group) noexcept nogil:
     for i in range(LINKS):
         if group.links[i]:
             close(group.links[i] - 1)
+    parents_forget(group)
     if group.ring != NULL:
         munmap(group.ring, RING)
     free(group.responder)

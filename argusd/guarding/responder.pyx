@@ -97,7 +97,7 @@ cdef void take_event(Responder *responder, const fanotify_event_metadata *event)
     asked.event = OPEN if event.mask & FAN_OPEN_PERM else ACCESS
     asked.bit = <uint32_t>(event.mask & (FAN_OPEN_PERM | FAN_ACCESS_PERM))
     asked.denied = asked.audit = asked.mounted = False
-    asked.parent_pid, asked.parent, asked.parent_fd = -1, PARENT_UNASKED, -1
+    asked.parent_pid, asked.parent, asked.parent_fd, asked.stale_fd = -1, PARENT_UNASKED, -1, -1
     asked.name, asked.name_size = NULL, 0
     if ask_file(asked):
         if asked.pid == group.self:
@@ -209,6 +209,8 @@ cdef void describe_all(Responder *responder) noexcept nogil:
         close(responder.asked[i].fd)
         if responder.asked[i].parent_fd >= 0:
             close(responder.asked[i].parent_fd)
+        if responder.asked[i].stale_fd >= 0:
+            close(responder.asked[i].stale_fd)
     responder.count = 0
     if group.head != before and swap_int(group.reporter_waits, 0):
         write(group.reporter_fd, &one, sizeof(one))

@@ -18,6 +18,7 @@ cdef enum:
     BUCKETS = 4096                  # of each hash table
     STRAYS = 16
     LINKS = 1024
+    PROCESSES = 64
     RING = 4 * 1024 * 1024          # bytes of lines on their way, a power of two
 
 cdef enum:
@@ -97,6 +98,12 @@ cdef struct Stray:
     uint64_t parent_device          # the directory in which it is
     uint64_t parent_inode           # 0: not known
 
+# A process whose parent was asked for.
+cdef struct Process:
+    int pid                         # 0: this place is free
+    int fd                          # a pidfd, or a descriptor of /proc/PID/stat
+    bint by_stat
+
 cdef struct Group:
     int fd
     int no_audit                    # errno that keeps answers from the kernel's audit log, 0 when they can get there
@@ -109,6 +116,8 @@ cdef struct Group:
     int links_fd                    # /proc/self/fd
     int links[LINKS]                # in there, O_PATH, by the number of the descriptor, each with 1 added
     int proc_fd                     # /proc
+    Process processes[PROCESSES]    # by the remainder of the pid
+    bint pidfds_mute                # the kernel tells no parent by a pidfd
     int self
 
     # The responder's own.

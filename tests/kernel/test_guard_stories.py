@@ -312,10 +312,11 @@ def test_story(guard_stage: GuardStage, story: Story) -> None:
     guard_stage.play(story)
 
 
-def test_owner_is_known_where_pidfds_are_refused() -> None:
-    """An old seccomp profile answers EPERM; then the parent of a process is read from /proc."""
+@pytest.mark.parametrize("refused", ["pidfd_open=EPERM", "ioctl=ENOTTY"])
+def test_owner_is_known_where_pidfds_are_of_no_use(refused: str) -> None:
+    """An old seccomp profile answers EPERM, an old kernel ENOTTY; the parent of a process is read from /proc then."""
     pytest_again = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "the_owner"]
-    command = [sys.executable, "-m", "tests.restricted", "pidfd_open=EPERM", "--", *pytest_again]
+    command = [sys.executable, "-m", "tests.restricted", refused, "--", *pytest_again]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout
     assert "passed" in done.stdout
