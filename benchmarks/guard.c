@@ -1,6 +1,6 @@
 /*
- * The least that can answer, and what asks: "respond DIRECTORY ANSWER" answers, "open FILE COUNT ANSWER" opens and
- * closes a file and prints nanoseconds: the median, and the 99th of 100.
+ * The least that can answer, and what asks: "respond DIRECTORY ANSWER" answers, "open FILE COUNT PAUSE_US ANSWER" opens
+ * and closes a file, with pauses, and prints nanoseconds: the median, and the 99th of 100.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -48,10 +48,11 @@ static int compare(const void *a, const void *b)
     return (*(const long *)a > *(const long *)b) - (*(const long *)a < *(const long *)b);
 }
 
-static int open_often(const char *file, int count, int wanted)
+static int open_often(const char *file, int count, int pause_us, int wanted)
 {
     long *took = malloc(count * sizeof(long)), begun;
     for (int i = 0; i < count; i++) {
+        if (pause_us) usleep(pause_us);
         begun = now_ns();
         int fd = open(file, O_RDONLY);
         if (fd >= 0) close(fd);
@@ -71,7 +72,7 @@ int main(int argc, char **argv)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (argc == 4 && !strcmp(argv[1], "respond"))
         return respond(argv[2], strcmp(argv[3], "deny") ? FAN_ALLOW : FAN_DENY);
-    if (argc == 5 && !strcmp(argv[1], "open"))
-        return open_often(argv[2], atoi(argv[3]), strcmp(argv[4], "deny") != 0);
+    if (argc == 6 && !strcmp(argv[1], "open"))
+        return open_often(argv[2], atoi(argv[3]), atoi(argv[4]), strcmp(argv[5], "deny") != 0);
     return 2;
 }

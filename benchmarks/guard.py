@@ -2,8 +2,9 @@
 
 Root and a C compiler are needed. The C responder guards a directory of its own with the same mark and gives the same
 answer, without any question, and tells nobody. One process opens, by turns, a file of the one and of the other, from
-another core than theirs; and, without a goal, from the same, where what they do behind an answer is waited for, too.
-Once more with a thread that keeps Python's lock busy in the daemon, whatever is measured.
+another core than theirs, without a pause. Without a goal it also opens with pauses, for a responder may do better while
+it is busy, and from the same core, where what they do behind an answer is waited for, too. Once more with a thread that
+keeps Python's lock busy in the daemon, whatever is measured.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from benchmarks.table import NO_GOAL, Comparison
 
 ROUNDS: Final = 9
 OPENS: Final = 2000
+RARE_OPENS: Final = 200
+PAUSE_US: Final = 1000
 GOAL: Final = 1.1
 TIMEOUT_S: Final = 60.0
 
@@ -38,6 +41,17 @@ class Times:
     p99: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Of opening."""
+
+    name: str
+    core: int
+    opens: int
+    pause_us: int
+    goal: float
+
+
 @dataclass(slots=True)
 class Case:
     """A guard, and a file of which it decides."""
@@ -49,30 +63,29 @@ class Case:
     """The file that the daemon guards."""
     bare: Path
     """The one that the C responder guards."""
-    times: dict[tuple[Path, int], Times] = field(default_factory=lambda: defaultdict(Times))
-    """By file and core."""
+    times: dict[tuple[Path, Way], Times] = field(default_factory=lambda: defaultdict(Times))
 
     @property
     def answer(self) -> str:
         """The word for the C program."""
         return "deny" if self.denied else "allow"
 
-    def measure(self, program: Path, cores: Sequence[int]) -> None:
+    def measure(self, program: Path, ways: Sequence[Way]) -> None:
         """Measure one round."""
-        for core, file in itertools.product(cores, (self.bare, self.ours)):
-            command = [*on_core(core), str(program), "open", str(file), str(OPENS), self.answer]
+        for way, file in itertools.product(ways, (self.bare, self.ours)):
+            numbers = [str(way.opens), str(way.pause_us)]
+            command = [*on_core(way.core), str(program), "open", str(file), *numbers, self.answer]
             words = subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S).stdout.split()
-            self.times[file, core].p50.append(int(words[0]) / 1e3)
-            self.times[file, core].p99.append(int(words[1]) / 1e3)
+            self.times[file, way].p50.append(int(words[0]) / 1e3)
+            self.times[file, way].p99.append(int(words[1]) / 1e3)
 
-    def compared(self, name: str, cores: Sequence[int]) -> Iterator[Comparison]:
+    def compared(self, name: str, ways: Sequence[Way]) -> Iterator[Comparison]:
         """The results."""
-        near, far = cores
-        ours, bare = self.times[self.ours, far], self.times[self.bare, far]
-        yield _comparison(f"{self.what}{name}, p50", ours.p50, bare.p50, GOAL)
-        yield _comparison(f"{self.what}{name}, p99", ours.p99, bare.p99, NO_GOAL)
-        ours, bare = self.times[self.ours, near], self.times[self.bare, near]
-        yield _comparison(f"{self.what}{name}, same core, p50", ours.p50, bare.p50, NO_GOAL)
+        for way in ways:
+            ours, bare = self.times[self.ours, way], self.times[self.bare, way]
+            yield _comparison(f"{self.what}{name}{way.name}, p50", ours.p50, bare.p50, way.goal)
+            if not way.name:
+                yield _comparison(f"{self.what}{name}, p99", ours.p99, bare.p99, NO_GOAL)
 
 
 def measure() -> list[Comparison]:
@@ -80,6 +93,11 @@ def measure() -> list[Comparison]:
     found: list[Comparison] = []
     cores = sorted(os.sched_getaffinity(0))
     near, far = cores[0], cores[-1]
+    ways = (
+        Way("", far, OPENS, 0, GOAL),
+        Way(", with pauses", far, RARE_OPENS, PAUSE_US, NO_GOAL),
+        Way(", same core", near, OPENS, 0, NO_GOAL),
+    )
     with tempfile.TemporaryDirectory(prefix="argusd-benchmark-") as top:
         program = Path(top, "guard")
         subprocess.run(["cc", "-O2", "-o", program, GUARD_C], check=True)
@@ -90,9 +108,9 @@ def measure() -> list[Comparison]:
                 for case in cases:
                     bare.enter_context(_responder(program, case, near))
                 for _, case in itertools.product(range(ROUNDS), cases):
-                    case.measure(program, (near, far))
+                    case.measure(program, ways)
             for case in cases:
-                found += case.compared(name, (near, far))
+                found += case.compared(name, ways)
     return found
 
 

@@ -6,8 +6,8 @@ Facts about processes that shape this file:
 * The parent is told by a pidfd (PIDFD_GET_INFO, Linux 6.13), else by /proc/PID/stat. There the name of the command
   stands in brackets and may hold any byte but zero, brackets too: what follows the last one counts. Files in /proc
   cannot be guarded, so that opening one makes no event.
-* To open and close a pidfd takes 6 us, to ask one takes 1; of the stat file it is 6 and 3. So the descriptors of the
-  processes that asked last are kept. What is kept is never the answer: a process gets another parent at any time.
+* To open, ask and close a pidfd takes 5 us, to ask one that is open 0.6; the stat file 7 and 3. So the descriptors of
+  the processes that asked last are kept. What is kept is never the answer: a process gets another parent at any time.
 * A descriptor of either kind is of one process, not of its number, and is good for nothing (ESRCH) once that process
   is reaped. As long as it is not, nobody else has its number. So a kept descriptor that still tells a parent is that of
   the process that asks by that number now.

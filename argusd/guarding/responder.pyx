@@ -16,12 +16,18 @@ Facts about permission events that shape this file:
 * Closing the group lets all through that wait. The kernel does that too when the process dies.
 * What is to be said about an event is found out when all that were waiting have their answer. The descriptor holds the
   file until then.
+* Most of what an open waits for is our being woken. Where events come one right after the other, the next one is looked
+  for instead, without sleeping: from another processor an open takes 24 us then instead of 40. It costs no more of
+  ours (25 us for an answer, either way), because being put to sleep and woken is work, too. It is in vain while the
+  process that would open next waits for our processor, or for its own, and is done less the less it pays.
+* The thread has no better priority than others: a process that is let go on our processor had to wait there until
+  everything about its open is told (14 us instead of 13, at -20).
 """
 
 from libc.errno cimport EAGAIN, EBADF, EINTR, EINVAL, errno
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy
-from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
 from argusd.guarding.asking cimport PARENT_KNOWN, PARENT_UNASKED, Asked, ask_file, ask_parent
 from argusd.guarding.decision cimport concerns, decide, is_child_of, is_self, may_be_child_of
@@ -56,11 +62,22 @@ from argusd.includes.pthread cimport add_u64, load_int, load_u64, store_int, sto
 
 cdef enum:
     BATCH = 32                      # events answered before any is told about
+    SOON_NS = 100 * 1000            # from one event to the next, with two wake-ups between them
+    LOOK_NS = 50 * 1000             # how long the next one is looked for
+    PAYS = 4                        # so many have to be found before one is not
+    ENOUGH_MIN = 4
+    ENOUGH_MAX = 1024
+    TURNS = 256                     # one of so many is slept for: notes are seen then, if there is always an event
 
 
 cdef struct Responder:
     Group *group
     int count
+    int quick                       # how many events came soon after the one before, of late
+    int enough                      # so many, and the next one is looked for
+    unsigned int looked             # in a row that were found in that way
+    unsigned int turn
+    int64_t done_ns                 # when the last one had been answered and told of
     Asked asked[BATCH]
     fanotify_event_metadata events[BATCH]
 
@@ -218,52 +235,109 @@ cdef void describe_all(Responder *responder) noexcept nogil:
 # ---- the thread
 
 
-cdef bint take_batch(Responder *responder) noexcept nogil:
-    """Read what waits, answer it, tell about it; False when the group cannot be read any more."""
+cdef void give_up(Group *group) noexcept nogil:
+    """Close the group, or all that wait, and will come, would wait for ever."""
+    store_int(&group.broken, 1)
+    close(group.fd)
+
+
+cdef ssize_t read_events(Responder *responder) noexcept nogil:
+    return read(responder.group.fd, responder.events, sizeof(responder.events))
+
+
+cdef void take_batch(Responder *responder, ssize_t size) noexcept nogil:
+    """Answer what was read, and tell about it."""
     cdef Group *group = responder.group
-    cdef ssize_t size = read(group.fd, responder.events, sizeof(responder.events))
     cdef char *at = <char *>responder.events
     cdef fanotify_event_metadata *event
     if size < 0:
         if errno == EBADF or errno == EINVAL:
-            return False
-        if errno != EAGAIN and errno != EINTR:
+            give_up(group)
+        elif errno != EAGAIN and errno != EINTR:
             add_u64(&group.failed, 1)               # the kernel has denied it
-        return True
+        return
     notes_take(group)
     while size >= <ssize_t>sizeof(fanotify_event_metadata):
         event = <fanotify_event_metadata *>at
         if event.vers != FANOTIFY_METADATA_VERSION or event.event_len < sizeof(fanotify_event_metadata):
-            return False
+            give_up(group)
+            return
         take_event(responder, event)
         at += event.event_len
         size -= event.event_len
     describe_all(responder)
+
+
+cdef int64_t now_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef void look_less(Responder *responder, bint in_vain) noexcept nogil:
+    """None was found in time, or others have had the processor meanwhile, who wait for it: sleep a while.
+
+    Either may happen. What is often in vain is not to be tried often.
+    """
+    if in_vain and responder.looked < PAYS:
+        responder.enough = min(2 * responder.enough, ENOUGH_MAX)
+    responder.quick = responder.looked = 0
+
+
+cdef bint look(Responder *responder) noexcept nogil:
+    """Ask for events again and again, and answer them; False when none has come in time."""
+    cdef ssize_t size
+    cdef bint late, none = True
+    while True:
+        late = now_ns() - responder.done_ns > LOOK_NS
+        size = read_events(responder)
+        none = size < 0 and errno == EAGAIN
+        if late or not none:
+            break
+    if late:
+        look_less(responder, none)
+    if none:
+        return False
+    responder.looked += 1
+    if responder.looked == 2 * PAYS:
+        responder.enough = max(responder.enough // 2, ENOUGH_MIN)
+    take_batch(responder, size)
     return True
+
+
+cdef void sleep(Responder *responder) noexcept nogil:
+    """Wait for events, and answer them, or for notes."""
+    cdef Group *group = responder.group
+    cdef unsigned long long count
+    cdef pollfd waiters[2]
+    cdef bint soon
+    waiters[0].fd, waiters[0].events = group.fd, POLLIN
+    waiters[1].fd, waiters[1].events = group.wake_fd, POLLIN
+    if poll(waiters, 2, -1) < 0:
+        return
+    if waiters[1].revents:
+        read(group.wake_fd, &count, sizeof(count))
+        notes_take(group)
+        if swap_int(group.reporter_waits, 0):       # it frees what the notes leave behind
+            count = 1
+            write(group.reporter_fd, &count, sizeof(count))
+    if waiters[0].revents:
+        soon = now_ns() - responder.done_ns < SOON_NS
+        responder.quick = min(responder.quick + 1, ENOUGH_MAX) if soon else max(responder.quick - PAYS, 0)
+        take_batch(responder, read_events(responder))
 
 
 cdef void *respond(void *argument) noexcept nogil:
     """The body of a responder thread; ``argument`` is its group."""
     cdef Group *group = <Group *>argument
     cdef Responder *responder = <Responder *>group.responder
-    cdef unsigned long long count
-    cdef pollfd waiters[2]
     responder.group = group
-    waiters[0].fd, waiters[0].events = group.fd, POLLIN
-    waiters[1].fd, waiters[1].events = group.wake_fd, POLLIN
-    while not load_int(&group.stopping):
-        if poll(waiters, 2, -1) < 0:
-            continue
-        if waiters[1].revents:
-            read(group.wake_fd, &count, sizeof(count))
-            notes_take(group)
-            if swap_int(group.reporter_waits, 0):   # it frees what the notes leave behind
-                count = 1
-                write(group.reporter_fd, &count, sizeof(count))
-        if waiters[0].revents and not take_batch(responder):
-            store_int(&group.broken, 1)
-            close(group.fd)                         # or all that wait, and will come, would wait for ever
-            break
+    responder.enough = ENOUGH_MIN
+    while not load_int(&group.stopping) and not load_int(&group.broken):
+        responder.turn += 1
+        if responder.quick < responder.enough or responder.turn % TURNS == 0 or not look(responder):
+            sleep(responder)
+        responder.done_ns = now_ns()
     return NULL
 
 
