@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import os
 import subprocess
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.daemon import MeasuredDaemon, on_core
+from benchmarks.daemon import BINARY, MeasuredDaemon, on_core
+from benchmarks.producer import compiled
 from benchmarks.table import NO_GOAL, Comparison
 
 ROUNDS: Final = 9
@@ -30,7 +32,7 @@ PAUSE_US: Final = 1000
 GOAL: Final = 1.1
 TIMEOUT_S: Final = 60.0
 
-GUARD_C: Final = Path(__file__).with_name("guard.c")
+BUSY: Final = (sys.executable, "-m", "benchmarks.busy_daemon")
 
 
 @dataclass(slots=True)
@@ -99,14 +101,14 @@ def measure() -> list[Comparison]:
         Way(", same core", near, OPENS, 0, NO_GOAL),
     )
     with tempfile.TemporaryDirectory(prefix="argusd-benchmark-") as top:
-        program = Path(top, "guard")
-        subprocess.run(["cc", "-O2", "-o", program, GUARD_C], check=True)
-        for module, name in (("argusd", ""), ("benchmarks.busy_daemon", ", Python busy")):
-            with MeasuredDaemon(module=module, services="janus", core=near) as daemon, contextlib.ExitStack() as bare:
-                daemon.keep_reading()
-                cases = list(_cases(Path(top, module), daemon))
+        program = compiled("guard")
+        for command, name in (((str(BINARY),), ""), (BUSY, ", Python busy")):
+            with contextlib.ExitStack() as stack:
+                daemon = MeasuredDaemon(program=command, flags=["-services=janus"], core=near)
+                stack.enter_context(daemon).keep_reading()
+                cases = list(_cases(Path(top, f"files{name}"), daemon))
                 for case in cases:
-                    bare.enter_context(_responder(program, case, near))
+                    stack.enter_context(_responder(program, case, near))
                 for _, case in itertools.product(range(ROUNDS), cases):
                     case.measure(program, ways)
             for case in cases:
