@@ -22,7 +22,7 @@ from benchmarks.table import NO_GOAL, Comparison, Losses, Lost, Row
 from benchmarks.trees import temporary_folder
 from benchmarks.watches import room_for
 
-ROUNDS: Final = 3
+ROUNDS: Final = 2
 DIRECTORIES: Final = 10_000
 QUIET_S: Final = 0.2
 

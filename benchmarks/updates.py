@@ -26,7 +26,7 @@ from benchmarks.watches import kernel_watches, room_for
 LARGE: Final = 10_000
 SMALL: Final = 10
 UNCHANGED: Final = 200
-CHANGED: Final = 10
+CHANGED: Final = 6
 FIRST: Final = 5
 FILES: Final = 20
 CALM_S: Final = 0.5
