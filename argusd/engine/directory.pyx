@@ -5,7 +5,7 @@ The walker may be ahead of the reader: what it finds at a name may be there beca
 queue. So nothing is believed against the tree before a mark that is placed now has come out of the queue.
 """
 
-from libc.errno cimport ENOMEM
+from libc.errno cimport ENOENT, ENOMEM
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
@@ -34,8 +34,8 @@ from argusd.engine.core cimport (
 )
 from argusd.engine.extent cimport bind
 from argusd.engine.limbo cimport is_at
-from argusd.engine.listing cimport expect_echoes, list_directory
-from argusd.engine.opening cimport add_watch, barrier, below, identify, same_file
+from argusd.engine.listing cimport expect_echoes, list_directory, list_readable
+from argusd.engine.opening cimport add_watch, barrier, below, below_to_read, identify, same_file
 from argusd.engine.tree cimport node_below, node_free_tree, node_is, node_move, node_next, other_place
 from argusd.engine.walk cimport (
     chain_push,
@@ -57,6 +57,7 @@ from argusd.includes.pthread cimport load_int
 
 
 cdef enum:
+    SIBLINGS = 8                    # opened one after the other, before one barrier in the directory that they are in
     PATIENCE = 8                    # looks at one directory by a first walk; the walker thread goes on
 
 
@@ -110,7 +111,29 @@ cdef void move_here(Walk *walk, const Look *look, uint32_t other) noexcept nogil
     job_push(core, other)
 
 
-cdef int verified(Walk *walk, uint32_t node, int wd, const char *name, int parent_wd) noexcept nogil:
+# One directory that is being looked at.
+cdef struct Visit:
+    Look *look
+    uint32_t node
+    uint32_t serial
+    uint32_t parent
+    uint32_t parent_serial
+    Root *root
+    int parent_wd
+    int parent_fd                   # of the chain
+    bint readable                   # that it was opened to be read is reported to nobody
+    int fd                          # what stands there
+    int wd                          # of that when it is to be listed, else -1
+    bint new                        # what was found is to be concluded
+    char name[256]
+
+cdef enum:
+    IDLE = 0                        # there is nothing to be done
+    ELSEWHERE = 1                   # it is in another directory than the one before
+    LOOKED_AT = 2
+
+
+cdef int verified(Walk *walk, uint32_t node, int wd) noexcept nogil:
     """A directory is where the tree has it. Returns its watch descriptor when it is to be listed, else -1."""
     cdef Core *core = walk.core
     core.nodes[node].flags &= <unsigned short>~NODE_QUIET
@@ -120,7 +143,6 @@ cdef int verified(Walk *walk, uint32_t node, int wd, const char *name, int paren
     if walk.rescan or core.repair:
         rescan_window(core, node)
     core.nodes[node].flags &= <unsigned short>~NODE_RELIST
-    expect_echoes(walk, wd, parent_wd, name)
     return wd
 
 
@@ -157,19 +179,16 @@ cdef bint is_plain(Core *core, const Look *look) noexcept nogil:
     return not look.wd or (core.nodes[node].wd < 0 and not other_place(core, node, look.wd))
 
 
-cdef int conclude(Walk *walk, Look *look, int fd, const char *name, int parent_wd) noexcept nogil:
+cdef int conclude(Walk *walk, Look *look) noexcept nogil:
     """What was found may be ahead of what the reader knows: then it decides, when it comes by a mark placed now.
 
-    When the reader is idle it knows all. Returns a watch descriptor when the directory, which is open as ``fd``, is to
-    be listed, else -1.
+    When the reader is idle it knows all. Returns a watch descriptor when the directory is to be listed, else -1.
     """
     cdef Core *core = walk.core
     cdef uint32_t node = look.node
     cdef int wd = -1
     cdef uint64_t fence = fence_if_needed(core)
     if fence or not is_plain(core, look):
-        if look.wd:
-            identify(fd, &look.found)
         look.fence = fence if fence else fence_place(core)
         walk.looks += 1
         if walk.initial and look.wd and node_is(core, node, look.serial) and core.nodes[node].attempts <= PATIENCE:
@@ -182,84 +201,132 @@ cdef int conclude(Walk *walk, Look *look, int fd, const char *name, int parent_w
     elif look.wd:
         wd = look.wd
         bind(core, node, wd)
-        expect_echoes(walk, wd, parent_wd, name)
     else:
         node_free_tree(core, node)
     look_end(core, look)
     return wd
 
 
-cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
-    """Bring one directory in line with the file system: arm and list it, or check that it is where the tree has it."""
+cdef int visit_begin(Walk *walk, const Job *job, const Visit *before, Visit *visit) noexcept nogil:
+    """Begin to look at the place of a directory. ``before`` is a look in which it is to share, or NULL."""
     cdef Core *core = walk.core
-    cdef Root *root
-    cdef uint32_t parent, parent_serial
-    cdef char name[256]
-    cdef int parent_fd, fd, error, parent_wd, wd = -1
-    cdef bint new = False
-    cdef Look *look
+    cdef uint32_t node = job.node
     core_lock(core)
-    if not node_is(core, node, serial) or core.nodes[node].root.subscription.cancelled:
+    if not node_is(core, node, job.serial) or core.nodes[node].root.subscription.cancelled:
         core_unlock(core)
-        return
+        return IDLE
+    visit.node, visit.serial = node, job.serial
+    visit.parent = core.nodes[node].parent
+    visit.parent_serial = core.nodes[visit.parent].serial
+    if before != NULL and (visit.parent != before.parent or visit.parent_serial != before.parent_serial):
+        core_unlock(core)
+        return ELSEWHERE
     if core.nodes[node].flags & NODE_MOVED:
         core.nodes[node].attempts = 0
     core.nodes[node].flags &= <unsigned short>~(NODE_QUEUED | NODE_MOVED)
-    root = core.nodes[node].root
-    parent = core.nodes[node].parent
-    if parent == 0 or core.nodes[node].flags & (NODE_LIMBO | NODE_DISPLACED | NODE_ORPHAN):
+    if visit.parent == 0 or core.nodes[node].flags & (NODE_LIMBO | NODE_DISPLACED | NODE_ORPHAN):
         core_unlock(core)
-        return
+        return IDLE
     proof_take(core, node, &walk.proven)
-    look = look_begin(core, node)
-    if look == NULL:
+    visit.look = look_begin(core, node)
+    if visit.look == NULL:
         core_unlock(core)
         walk.error = ENOMEM
-        return
+        return IDLE
     if core.nodes[node].attempts < 255:
         core.nodes[node].attempts += 1
-    parent_serial = core.nodes[parent].serial
-    parent_wd = core.nodes[parent].wd
-    memcpy(name, core.nodes[node].name, <size_t>core.nodes[node].name_size + 1)
+    visit.parent_wd = core.nodes[visit.parent].wd
+    memcpy(visit.name, core.nodes[node].name, <size_t>core.nodes[node].name_size + 1)
+    visit.root = core.nodes[node].root
+    visit.readable = core.noisy == 0
     core_unlock(core)
+    return LOOKED_AT
 
-    error = walk_enter(walk, root)
-    parent_fd = parent_open(walk, parent, parent_serial) if not error else -error
-    if parent_fd < 0:
-        lost(walk, look, -parent_fd)
-        return
-    fd = below(parent_fd, name)
+
+cdef bint visit_look(Walk *walk, Visit *visit) noexcept nogil:
+    """Open what stands there, and watch it; False when its place cannot be reached."""
+    cdef Core *core = walk.core
+    cdef uint32_t node = visit.node, parent = visit.parent
+    cdef int error = walk_enter(walk, visit.root)
+    visit.parent_fd = parent_open(walk, parent, visit.parent_serial) if not error else -error
+    visit.wd, visit.new = -1, False
+    if visit.parent_fd < 0:
+        lost(walk, visit.look, -visit.parent_fd)
+        return False
+    visit.fd = below_to_read(visit.parent_fd, visit.name) if visit.readable else -ENOENT
+    if visit.fd < 0:
+        visit.readable = False
+        visit.fd = below(visit.parent_fd, visit.name)
     core_lock(core)
-    if not node_is(core, node, serial) or root.subscription.cancelled:
+    if not node_is(core, node, visit.serial) or visit.root.subscription.cancelled:
         pass
-    elif not node_is(core, parent, parent_serial) or core.nodes[parent].wd != parent_wd:
+    elif not node_is(core, parent, visit.parent_serial) or core.nodes[parent].wd != visit.parent_wd:
         retry_push(core, node)          # what was opened as its parent is not what the tree has there by now
     elif core.nodes[node].flags & (NODE_MOVED | NODE_LIMBO | NODE_DISPLACED):
         pass                            # events go on with it
-    elif fd >= 0:
-        new = found(walk, look, fd, &wd)
-        if wd >= 0:
-            wd = verified(walk, node, wd, name, parent_wd)
-    elif is_absence(-fd):
-        new = True
+    elif visit.fd >= 0:
+        visit.new = found(walk, visit.look, visit.fd, &visit.wd)
+        if visit.wd >= 0:
+            visit.wd = verified(walk, node, visit.wd)
+    elif is_absence(-visit.fd):
+        visit.new = True
     else:
-        failed(walk, node, -fd)
-    if not new:
-        look_end(core, look)
+        failed(walk, node, -visit.fd)
+    if not visit.new:
+        look_end(core, visit.look)
     core_unlock(core)
+    return True
+
+
+cdef void visit_end(Walk *walk, Visit *visit) noexcept nogil:
+    """Conclude what was found, and list the directory if that is to be done."""
+    cdef Core *core = walk.core
+    core_lock(core)
+    if visit.new:
+        visit.wd = conclude(walk, visit.look)
+    if visit.wd >= 0:
+        expect_echoes(walk, visit.wd, visit.parent_wd, visit.name)
+    core_unlock(core)
+    if walk.looks >= core.pace:
+        wait_for_reader(core)
+        walk.looks = 0
+    if visit.wd >= 0 and visit.readable:
+        list_readable(walk, visit.node, visit.serial, visit.fd, visit.wd)
+    elif visit.wd >= 0:
+        chain_push(walk, visit.node, visit.serial, visit.fd)
+        list_directory(walk, visit.node, visit.serial, visit.fd, visit.wd)
+    elif visit.fd >= 0:
+        close(visit.fd)
+
+
+cdef int step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
+    """Bring a directory in line with the file system: arm and list it, or check that it is where the tree has it.
+
+    Those in the same directory that are next on the stack go with it: they share the barrier. Returns how many it were.
+    """
+    cdef Visit visits[SIBLINGS]
+    cdef Job job
+    cdef int count = 0, limit = min(<int>SIBLINGS, walk.core.pace), parent_fd = -1, i, state
+    cdef bint new = False
+    job.node, job.serial = node, serial
+    while True:
+        state = visit_begin(walk, &job, &visits[0] if count else NULL, &visits[count])
+        if state == ELSEWHERE:
+            walk.stack_count += 1       # it stays where it was taken from
+            break
+        if state == LOOKED_AT and visit_look(walk, &visits[count]):
+            new = new or visits[count].new
+            parent_fd = visits[count].parent_fd
+            count += 1
+        if count == 0 or count >= limit or walk.stack_count == 0 or walk.error:
+            break
+        walk.stack_count -= 1
+        job = walk.stack[walk.stack_count]
     if new:
         barrier(parent_fd)
-        core_lock(core)
-        wd = conclude(walk, look, fd, name, parent_wd)
-        core_unlock(core)
-        if walk.looks >= core.pace:
-            wait_for_reader(core)
-            walk.looks = 0
-    if wd >= 0:
-        chain_push(walk, node, serial, fd)
-        list_directory(walk, node, serial, fd, wd)
-    elif fd >= 0:
-        close(fd)
+    for i in range(count):
+        visit_end(walk, &visits[i])
+    return count
 
 
 cdef void drain_stack(Walk *walk) noexcept nogil:

@@ -26,7 +26,7 @@ from argusd.engine.core cimport (
     wd_find,
 )
 from argusd.engine.tree cimport is_ignored, node_depth, node_find, node_is, node_new
-from argusd.engine.walk cimport ENTRIES, failed, stack_push
+from argusd.engine.walk cimport ENTRIES, chain_push, failed, stack_push
 from argusd.engine.window cimport echo_expect, echoes_end, window_add, window_find, window_name
 from argusd.engine.work cimport notice_push
 from argusd.includes.linux cimport (
@@ -36,6 +36,7 @@ from argusd.includes.linux cimport (
     O_CLOEXEC,
     O_DIRECTORY,
     O_NONBLOCK,
+    O_PATH,
     O_RDONLY,
     STATX_BTIME,
     STATX_TYPE,
@@ -60,13 +61,15 @@ cdef enum:
 cdef void expect_echoes(Walk *walk, int wd, int parent_wd, const char *name) noexcept nogil:
     """A directory is about to be listed: its watches, and its parent's, may report that."""
     cdef Core *core = walk.core
+    cdef WdEntry *itself
     cdef WdEntry *parent
     if not core.noisy:
         return
+    itself = wd_find(core, wd)          # NULL when the kernel has let the watch go meanwhile
     parent = wd_find(core, parent_wd) if parent_wd >= 0 else NULL
     if parent != NULL and parent.mask & NOISY:
         echo_expect(core, walk, parent_wd, name)
-    if wd_find(core, wd).mask & NOISY:
+    if itself != NULL and itself.mask & NOISY:
         echo_expect(core, walk, wd, NULL)
 
 
@@ -139,15 +142,30 @@ cdef void note_entries(Walk *walk, uint32_t node, int fd, const char *entries, l
 
 cdef void list_directory(Walk *walk, uint32_t node, uint32_t serial, int fd, int wd) noexcept nogil:
     """Read a directory that was just armed, and close what stands open in the queue because of it."""
+    cdef int reading = openat(fd, b".", O_RDONLY | O_DIRECTORY | O_NONBLOCK | O_CLOEXEC)
+    list_open(walk, node, serial, reading, wd, errno if reading < 0 else 0, False)
+
+
+cdef void list_readable(Walk *walk, uint32_t node, uint32_t serial, int fd, int wd) noexcept nogil:
+    """The same with a descriptor that can be read, which is closed; what is found below will be opened from another."""
+    list_open(walk, node, serial, fd, wd, 0, True)
+
+
+cdef void keep_open(Walk *walk, uint32_t node, uint32_t serial, int reading) noexcept nogil:
+    cdef int fd = openat(reading, b".", O_PATH | O_DIRECTORY | O_CLOEXEC)
+    if fd >= 0:
+        chain_push(walk, node, serial, fd)
+
+
+cdef void list_open(Walk *walk, uint32_t node, uint32_t serial, int reading, int wd, int error,
+                    bint alone) noexcept nogil:
+    """``alone``: there is no descriptor of the directory among those that the walk keeps."""
     cdef Core *core = walk.core
     cdef long size = 0
-    cdef int reads = 0, error = 0
-    cdef int reading = openat(fd, b".", O_RDONLY | O_DIRECTORY | O_NONBLOCK | O_CLOEXEC)
-    cdef uint32_t child
+    cdef int reads = 0
+    cdef uint32_t child, stacked = walk.stack_count
     cdef Window *window
     cdef bint repair = walk.rescan
-    if reading < 0:
-        error = errno
     if core.repair and not repair:      # found anew, or at another place than before
         core_lock(core)
         window = window_find(core, node) if node_is(core, node, serial) else NULL
@@ -172,6 +190,8 @@ cdef void list_directory(Walk *walk, uint32_t node, uint32_t serial, int fd, int
             note_entries(walk, node, reading, walk.entries, size)
         core_unlock(core)
     if reading >= 0:
+        if alone and walk.stack_count > stacked:
+            keep_open(walk, node, serial, reading)
         close(reading)
     listing_done(walk, node, serial, reads, error)
 

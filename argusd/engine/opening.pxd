@@ -9,6 +9,7 @@ cdef bint ended(int pidfd) noexcept nogil
 cdef int process_open(int pid, const char *name, int flags) noexcept nogil
 cdef int place_open(int pid, int pidfd) noexcept nogil
 cdef int below(int directory, const char *name) noexcept nogil
+cdef int below_to_read(int directory, const char *name) noexcept nogil
 cdef void barrier(int directory) noexcept nogil
 cdef int add_watch(Core *core, int fd, uint32_t mask) noexcept nogil
 cdef int watch_any(Core *core, int fd, uint32_t mask) noexcept nogil

@@ -28,6 +28,7 @@ from argusd.includes.linux cimport (
     O_CLOEXEC,
     O_DIRECTORY,
     O_NOFOLLOW,
+    O_NONBLOCK,
     O_PATH,
     O_RDONLY,
     POLLIN,
@@ -177,6 +178,12 @@ cdef int place_open(int pid, int pidfd) noexcept nogil:
 cdef int below(int directory, const char *name) noexcept nogil:
     """Open a directory by its one name in another one; a negative errno, ENOTDIR for a link."""
     cdef int fd = openat(directory, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+    return fd if fd >= 0 else -errno
+
+
+cdef int below_to_read(int directory, const char *name) noexcept nogil:
+    """The same with a descriptor that can be read, which reports that the directory was opened."""
+    cdef int fd = openat(directory, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
     return fd if fd >= 0 else -errno
 
 

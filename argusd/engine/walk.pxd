@@ -7,7 +7,7 @@ from argusd.engine.core cimport Core, Identity, Job, Look, Root, Subscription
 from argusd.engine.entering cimport Entrance
 
 cdef enum:
-    CHAIN = 16                      # directories kept open during a walk, so that a child is opened from its parent
+    CHAIN = 32                      # directories kept open during a walk, so that a child is opened from its parent
     ENTRIES = 64 * 1024             # bytes of directory entries read at once
 
 # One thread's walk. Between two pieces of work nothing stays open in it.

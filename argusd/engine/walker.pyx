@@ -150,10 +150,10 @@ cdef void rescan_tree(Walk *walk, Root *root, uint32_t top, uint32_t serial) noe
     while walk.stack_count and not load_int(&core.stopping):
         walk.stack_count -= 1
         job = walk.stack[walk.stack_count]
-        step(walk, job.node, job.serial)
-        count += 1
-        if count % core.pace == 0:
+        count += max(1, step(walk, job.node, job.serial))
+        if count >= core.pace:
             wait_for_reader(core)
+            count = 0
     walk.stack_count = 0
     walk.rescan = False
 
