@@ -84,7 +84,7 @@ def _memory(runs: dict[str, list[Run]], name_bytes: float) -> Iterator[Compariso
     used = [run.user_bytes / count for run in runs["argusd"]]
     without = [value - name_bytes for value in used]
     for what, values, allowed in (
-        ("user memory per directory, without its name", without, ALLOWED_BYTES),
+        ("user memory per directory, without the block of its name", without, ALLOWED_BYTES),
         ("user memory per directory", used, ALLOWED_BYTES_WITH_NAME),
     ):
         yield Comparison(

@@ -30,8 +30,13 @@ def temporary_folder() -> Iterator[Path]:
         subprocess.run(["rm", "-rf", path], check=True)
 
 
+def _block_size(size: int) -> int:
+    """What malloc(3) of the GNU C library takes for so many bytes: 8 more, in steps of 16, 32 at the least."""
+    return max(32, (size + 8 + 15) // 16 * 16)
+
+
 def grown_tree(root: Path, directories: int, files: Sequence[str] = FILES) -> int:
-    """Make ``root`` and directories below, so many altogether, with files in each; returns the bytes of their names.
+    """Make ``root`` and directories below, so many altogether, with files in each; returns the bytes that names take.
 
     Each is made in one that is picked among those before it: half of them have none below, a few have many, and the
     depth is 10 on average for 10,000 of them. The same number gives the same tree.
@@ -41,7 +46,7 @@ def grown_tree(root: Path, directories: int, files: Sequence[str] = FILES) -> in
     for number in range(directories):
         if number:
             name = f"{pick.choice(WORDS)}-{number:x}"
-            names_size += len(name)
+            names_size += _block_size(len(name) + 1)
             paths.append(f"{pick.choice(paths)}/{name}")
         os.mkdir(paths[-1])  # noqa: PTH102  (a Path would take longer to make than the directory)
         for name in files:
