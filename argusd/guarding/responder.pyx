@@ -289,9 +289,10 @@ cdef int64_t now_ns() noexcept nogil:
 cdef void look_less(Responder *responder, bint in_vain) noexcept nogil:
     """None was found in time, or others have had the processor meanwhile, who wait for it: sleep a while.
 
-    Either may happen. What is often in vain is not to be tried often.
+    What is often in vain is not to be tried often; nor where it keeps others from the processor, who would keep us from
+    it when an answer is due.
     """
-    if in_vain and responder.looked < PAYS:
+    if not in_vain or responder.looked < PAYS:
         responder.enough = min(2 * responder.enough, ENOUGH_MAX)
     responder.quick = responder.looked = 0
 
