@@ -14,6 +14,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from argusd.includes.linux cimport (
     EFD_CLOEXEC,
     EFD_NONBLOCK,
+    FIONREAD,
     IN_ACCESS,
     IN_ATTRIB,
     IN_CLOEXEC,
@@ -29,7 +30,6 @@ from argusd.includes.linux cimport (
     M_MMAP_THRESHOLD,
     O_CLOEXEC,
     O_RDONLY,
-    POLLIN,
     close,
     eventfd,
     fchmod,
@@ -38,11 +38,10 @@ from argusd.includes.linux cimport (
     inotify_add_watch,
     inotify_init1,
     inotify_rm_watch,
+    ioctl,
     mallopt,
     memfd_create,
     open,
-    poll,
-    pollfd,
     read,
 )
 from argusd.includes.pthread cimport (
@@ -158,9 +157,9 @@ cdef uint64_t fence_place(Core *core) noexcept nogil:
 
 cdef uint64_t fence_if_needed(Core *core) noexcept nogil:
     """A mark before what comes now, or 0 when every event from before has been handled already. With the lock held."""
-    cdef pollfd waiter
-    waiter.fd, waiter.events = core.inotify_fd, POLLIN
-    if load_int(&core.reading) or poll(&waiter, 1, 0) > 0:
+    cdef int waiting = 0
+    # FIONREAD takes half the time of poll(2). It adds up what is in the queue: next to nothing when nobody reads it.
+    if load_int(&core.reading) or ioctl(core.inotify_fd, FIONREAD, &waiting) != 0 or waiting:
         return fence_place(core)
     return 0
 

@@ -19,8 +19,8 @@ from libc.stdlib cimport atoi
 from libc.string cimport memset
 
 from argusd.guarding.table cimport PROCESSES, Process
-from argusd.includes.fanotify cimport PIDFD_GET_INFO, SYS_pidfd_open, ioctl, pidfd_info
-from argusd.includes.linux cimport O_CLOEXEC, O_RDONLY, close, memrchr, openat, pread, syscall
+from argusd.includes.fanotify cimport PIDFD_GET_INFO, SYS_pidfd_open, pidfd_info
+from argusd.includes.linux cimport O_CLOEXEC, O_RDONLY, close, ioctl, memrchr, openat, pread, syscall
 
 
 cdef int stat_parent(const char *text, size_t size) noexcept nogil:

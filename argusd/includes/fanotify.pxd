@@ -22,9 +22,6 @@ cdef extern from "<sys/fanotify.h>" nogil:
     int fanotify_init(unsigned int flags, unsigned int event_flags)
     int fanotify_mark(int group, unsigned int flags, uint64_t mask, int directory, const char *path)
 
-cdef extern from "<sys/ioctl.h>" nogil:
-    int ioctl(int fd, unsigned long request, ...)
-
 cdef extern from "<sys/vfs.h>" nogil:
     cdef struct statfs_t "statfs":
         unsigned long f_type

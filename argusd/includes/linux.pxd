@@ -21,6 +21,10 @@ cdef extern from "<malloc.h>" nogil:
     int M_MMAP_THRESHOLD
     int mallopt(int parameter, int value)
 
+cdef extern from "<sys/ioctl.h>" nogil:
+    unsigned long FIONREAD
+    int ioctl(int fd, unsigned long request, ...)
+
 cdef extern from "<sys/eventfd.h>" nogil:
     int EFD_CLOEXEC, EFD_NONBLOCK
     int eventfd(unsigned int initial, int flags)
