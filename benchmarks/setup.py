@@ -19,6 +19,7 @@ from typing import Final
 from argusd.proto import argus_pb2, argus_pb2_grpc
 from benchmarks import processes
 from benchmarks.daemon import TIMEOUT_S, MeasuredDaemon
+from benchmarks.producer import compiled
 from benchmarks.quiet import last_work_s
 from benchmarks.table import NO_GOAL, Comparison
 from benchmarks.trees import grown_tree, temporary_folder
@@ -48,10 +49,10 @@ class Run:
 
 
 def measure() -> list[Comparison]:
-    """Measure; takes about two minutes, half of it to make the tree and to remove it."""
+    """Measure; takes about a minute, half of it to make the tree and to remove it."""
     runs: dict[int, dict[str, list[Run]]] = {size: defaultdict(list) for size in ROUNDS}
     with temporary_folder() as folder, room_for(3 * PART * PARTS):
-        walker = _build(folder)
+        walker = compiled("walker")
         root = folder / "tree"
         root.mkdir()
         names_size = sum(grown_tree(root / str(part), PART) for part in range(PARTS))
@@ -114,12 +115,6 @@ def _comparison(
         reference_values=[value(run) for run in runs[reference]],
         goal=goal,
     )
-
-
-def _build(folder: Path) -> Path:
-    program = folder / "walker"
-    subprocess.run(["cc", "-O2", "-o", program, Path(__file__).with_name("walker.c")], check=True)
-    return program
 
 
 def _kernel_bytes() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Final
 
 from benchmarks import processes
 from benchmarks.daemon import TIMEOUT_S, MeasuredDaemon
+from benchmarks.producer import compiled
 from benchmarks.quiet import last_work_s
 from benchmarks.table import NO_GOAL, Comparison, Losses, Lost, Row
 from benchmarks.trees import temporary_folder
@@ -25,39 +27,6 @@ from benchmarks.watches import room_for
 ROUNDS: Final = 2
 DIRECTORIES: Final = 10_000
 QUIET_S: Final = 0.2
-
-# "storm DIRECTORY" makes the directories 0 to 9999 by their digits: 1, 1/0, 1/0/0, 1/0/0/0, 1/0/0/1 and so on, so that
-# most are made before anybody can have seen the one above. "storm DIRECTORY probe" makes a file in each.
-STORM_C: Final = r"""
-#include <fcntl.h>
-#include <stdio.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-static int probe;
-
-static int make(const char *above, int number)
-{
-    char path[32], file[40];
-    snprintf(path, sizeof(path), "%s%d", above, number % 10);
-    snprintf(file, sizeof(file), "%s/probe", path);
-    if ((probe ? mknod(file, S_IFREG | 0600, 0) : mkdir(path, 0700)) != 0) return 1;
-    snprintf(file, sizeof(file), "%s/", path);
-    if (number > 0 && number < 1000)
-        for (int digit = 0; digit < 10; digit++)
-            if (make(file, number * 10 + digit) != 0) return 1;
-    return 0;
-}
-
-int main(int argc, char **argv)
-{
-    if (argc < 2 || chdir(argv[1]) != 0) return 1;
-    probe = argc > 2;
-    for (int digit = 0; digit < 10; digit++)
-        if (make("", digit) != 0) return 1;
-    return 0;
-}
-"""
 
 
 @dataclass(slots=True)
@@ -75,7 +44,7 @@ class Seen:
         self.repeated += sum(told[path] - 1 for path in wanted & told.keys())
 
 
-class Program:
+class Program(ABC):
     """A program that watches a tree of its own and writes what it sees to a file."""
 
     def __init__(self, tree: Path, log: Path, pid: int) -> None:
@@ -105,9 +74,9 @@ class Program:
         """Paths that were reported as created since the last call."""
         return Counter(path for line in self._log.read().splitlines() if (path := self.created(line)))
 
+    @abstractmethod
     def created(self, line: bytes) -> str:
         """The path that a line reports, or nothing."""
-        raise NotImplementedError
 
 
 class Daemon(Program):
@@ -130,9 +99,7 @@ class Inotifywait(Program):
 def measure() -> list[Row]:
     """Measure; takes about half a minute."""
     with temporary_folder() as folder, room_for(2 * (ROUNDS + 1) * DIRECTORIES):
-        (folder / "storm.c").write_text(STORM_C)
-        storm = folder / "storm"
-        subprocess.run(["cc", "-O2", "-o", storm, folder / "storm.c"], check=True)
+        storm = compiled("storm")
         with _daemon(folder / "argusd") as daemon, _inotifywait(folder / "inotifywait") as reference:
             for number in range(ROUNDS):
                 daemon.weather(storm, number)
