@@ -133,6 +133,12 @@ class History:
         """When the link was pointed somewhere."""
         return [record for record in sorted(self.records) if record.to_name == LINK]
 
+    def stays(self, path: Names) -> bool:
+        """Whether the directory that is at a path at the start is there all the time, and so is each above it."""
+        handle = next((found.handle for found in self.start if found.directory and found.path == path), "")
+        always, at_last = self.chains(handle, ALWAYS, FOREVER), self.chains(handle, FOREVER, FOREVER)
+        return len(list(always)) == len(list(at_last)) == 1
+
     def chains(self, handle: str, begin: int, end: int, below: frozenset[str] = frozenset()) -> Iterator[Chain]:
         """Every path that a directory can have had at a time between ``begin`` and ``end``."""
         if handle == self._top:

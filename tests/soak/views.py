@@ -145,7 +145,9 @@ def view_of(history: History, subject: Subject, followed: str) -> View | None:
         return FollowView(history, subject, followed) if there else None
     if subject.through_link:
         targets = history.targets()
-        if len(targets) > 1:
+        straight = replace(subject, target=targets[0])
+        # Pointed to where it led before, nothing is missed, unless that is gone before anybody has looked.
+        if len(targets) > 1 or (history.pointings() and not history.stays(straight.place)):
             return LinkView(history, subject)
-        return View(history, replace(subject, target=targets[0]))
+        return View(history, straight)
     return View(history, subject)
