@@ -70,7 +70,8 @@ class LinkView(View):
 class FollowView(View):
     """Of a directory that is followed wherever it goes.
 
-    Its path may be newer than the event that is reported, or older when directories above it move on and on.
+    Its path may be newer than the event that is reported, or older when directories above it move on and on. What was
+    in it may be gone by then: it never had the path under which it is told of.
     """
 
     def __init__(self, history: History, subject: Subject, followed: str) -> None:
@@ -81,9 +82,13 @@ class FollowView(View):
         return True
 
     def paths(self, handle: str, begin: int, end: int) -> set[Path]:
-        if not any(self._followed in chain.handles for chain in self.history.chains(handle, begin, end)):
+        then = [chain for chain in self.history.chains(handle, begin, end) if self._followed in chain.handles]
+        if not then:
             return set()
-        return {chain.path for chain in self.history.chains(handle, ALWAYS, FOREVER)}
+        below = {chain.path[chain.handles.index(self._followed) :] for chain in then}
+        tops = {chain.path for chain in self.history.chains(self._followed, ALWAYS, FOREVER)}
+        ever = {chain.path for chain in self.history.chains(handle, ALWAYS, FOREVER)}
+        return ever | {top + rest for top in tops for rest in below}
 
     def told(self, happening: Happening) -> set[Path]:
         return self.paths(happening.parent, happening.record.begin, happening.record.end)
