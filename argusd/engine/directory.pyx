@@ -238,7 +238,8 @@ cdef int visit_begin(Walk *walk, const Job *job, const Visit *before, Visit *vis
     visit.parent_wd = core.nodes[visit.parent].wd
     memcpy(visit.name, core.nodes[node].name, <size_t>core.nodes[node].name_size + 1)
     visit.root = core.nodes[node].root
-    visit.readable = core.noisy == 0
+    # One that is watched already may be asked for what opening and closing it reports while it is open.
+    visit.readable = core.noisy == 0 and core.nodes[node].wd < 0
     core_unlock(core)
     return LOOKED_AT
 
