@@ -34,7 +34,7 @@ from argusd.engine.core cimport (
     wd_detach,
     wd_find,
 )
-from argusd.engine.extent cimport bind, look_for, may_enter, prune, unlisted, widen
+from argusd.engine.extent cimport bind, fit, look_for, may_enter, unlisted
 from argusd.engine.following cimport follow
 from argusd.engine.limbo cimport (
     UNWATCHED_NS,
@@ -259,9 +259,7 @@ cdef void moved_to(Reader *reader, uint32_t parent, const inotify_event *event, 
     if may_enter(core, parent, event.name, size):
         depth = node_depth(core, node)
         node_move(core, node, parent, event.name, size)
-        if root.subscription.max_depth:
-            prune(core, node)
-            widen(core, node, <uint32_t>root.subscription.max_depth + node_depth(core, node), depth)
+        fit(core, node, depth)
         job_push(core, node)
         replay(reader, &deferred)
     else:
@@ -324,7 +322,7 @@ cdef bint reclaim(Reader *reader, uint32_t node, int wd) noexcept nogil:
     """
     cdef Core *core = reader.core
     cdef Limbo *limbo = core.limbo
-    cdef uint32_t parent = core.nodes[node].parent, place = node
+    cdef uint32_t parent = core.nodes[node].parent, place = node, depth
     cdef Buffer deferred
     while limbo != NULL and not (
             node_is(core, limbo.node, limbo.serial) and core.nodes[limbo.node].wd == wd
@@ -335,7 +333,9 @@ cdef bint reclaim(Reader *reader, uint32_t node, int wd) noexcept nogil:
         return False
     node = limbo.node
     deferred = limbo_take(core, limbo)
+    depth = node_depth(core, node)
     node_replace(core, place, node)
+    fit(core, node, depth)
     if core.repair:
         core.nodes[node].flags |= NODE_RELIST
     job_push(core, node)

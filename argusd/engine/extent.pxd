@@ -7,6 +7,5 @@ from argusd.engine.core cimport Core
 cdef bint may_enter(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil
 cdef void look_for(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil
 cdef uint32_t unlisted(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil
-cdef void prune(Core *core, uint32_t top) noexcept nogil
-cdef void widen(Core *core, uint32_t top, uint32_t limit, uint32_t before) noexcept nogil
+cdef void fit(Core *core, uint32_t top, uint32_t before) noexcept nogil
 cdef void bind(Core *core, uint32_t node, int wd) noexcept nogil

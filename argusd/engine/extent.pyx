@@ -42,28 +42,32 @@ cdef uint32_t unlisted(Core *core, uint32_t parent, const char *name, size_t siz
     return node
 
 
-cdef void prune(Core *core, uint32_t top) noexcept nogil:
-    """Drop the nodes that a move has put deeper than maxDepth."""
-    cdef int limit = core.nodes[top].root.subscription.max_depth
-    cdef uint32_t node = top
+cdef void fit(Core *core, uint32_t top, uint32_t before) noexcept nogil:
+    """After a move from depth ``before``: have the tree reach as far from where ``top`` is now as maxDepth lets it."""
+    cdef uint32_t limit = <uint32_t>core.nodes[top].root.subscription.max_depth, now
     if limit == 0:
         return
+    now = node_depth(core, top)
+    if now > before:
+        prune(core, top, limit)
+    elif now < before:
+        widen(core, top, limit + now - before)
+
+
+cdef void prune(Core *core, uint32_t top, uint32_t limit) noexcept nogil:
+    """Drop what is deeper than that below ``top``."""
+    cdef uint32_t node = top
     while node:
-        if core.nodes[node].first_child and node_depth(core, node) >= <uint32_t>limit:
+        if core.nodes[node].first_child and node_depth(core, node) >= limit:
             node_free_below(core, node)
         node = node_next(core, top, node)
 
 
-cdef void widen(Core *core, uint32_t top, uint32_t limit, uint32_t before) noexcept nogil:
-    """After a move to a lesser depth, have those directories listed again that were at maxDepth before.
-
-    ``limit`` is maxDepth plus the depth of ``top`` now, ``before`` its depth before the move.
-    """
+cdef void widen(Core *core, uint32_t top, uint32_t depth) noexcept nogil:
+    """Have the directories at that depth listed again: nothing below them was looked for before."""
     cdef uint32_t node = top
-    if limit >= <uint32_t>core.nodes[top].root.subscription.max_depth + before:
-        return
     while node:
-        if node_depth(core, node) + before == limit:
+        if node_depth(core, node) == depth:
             core.nodes[node].flags |= NODE_RELIST | NODE_UNLISTED
             job_push(core, node)
         node = node_next(core, top, node)

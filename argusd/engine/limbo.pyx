@@ -15,7 +15,8 @@ from argusd.engine.core cimport (
     monotonic_ns,
     name_hash,
 )
-from argusd.engine.tree cimport node_free_tree, node_is, node_replace, node_unindex
+from argusd.engine.extent cimport fit
+from argusd.engine.tree cimport node_depth, node_free_tree, node_is, node_replace, node_unindex
 from argusd.engine.work cimport job_push
 from argusd.includes.linux cimport IN_MOVED_TO
 from argusd.includes.pthread cimport pthread_cond_signal
@@ -162,16 +163,17 @@ cdef Limbo *displaced_as(Core *core, uint32_t node) noexcept nogil:
 cdef bint went_back(Core *core, uint32_t node) noexcept nogil:
     """A directory was moved that was taken to stay: it was not exchanged, but overwrote the other and went back."""
     cdef Limbo *limbo = stayed(core, node)
-    cdef uint32_t place
+    cdef uint32_t place, depth
     if limbo == NULL:
         return False
     if not node_is(core, limbo.node, limbo.serial):     # to where nothing is watched
         limbo_free(core, limbo)
         node_free_tree(core, node)
         return True
-    place = limbo.node
+    place, depth = limbo.node, node_depth(core, node)
     limbo_free(core, limbo)
     node_replace(core, place, node)
+    fit(core, node, depth)
     job_push(core, node)
     return True
 
