@@ -15,7 +15,7 @@ cdef struct Sink:
     size_t capacity
     unsigned long long head         # bytes ever appended
     unsigned long long tail         # bytes ever written
-    unsigned long long high         # most bytes that waited since memory was last given back
+    unsigned long long high         # so many bytes of the ring were used since memory was last given back
     unsigned long long dropped      # lines ever dropped
     unsigned long long admitted     # of these, how many a WARNING line has told of
     unsigned long long drop_mark    # head when the first line that was not told of was dropped

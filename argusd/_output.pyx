@@ -85,7 +85,7 @@ COLOUR = STYLE_COLOUR
 cdef enum:
     WRITE_MAX = 256 * 1024
     GATHER_NS = 4 * 1000 * 1000
-    GIVE_BACK = 1024 * 1024     # a ring that held more than this returns its memory when it has been empty
+    GIVE_BACK = 1024 * 1024     # a ring that used more than this returns its memory when it has been empty
     GIVE_BACK_AFTER_S = 1       # for so long: to return it takes milliseconds, and the next burst would wait for them
 
 
@@ -103,8 +103,7 @@ cdef void sink_append(Sink *sink, const char *lines, size_t size, unsigned long 
         memcpy(sink.ring + at, lines, first)
         memcpy(sink.ring, lines + first, size - first)
         sink.head += size
-        if sink.head - sink.tail > sink.high:
-            sink.high = sink.head - sink.tail
+        sink.high = max(sink.high, sink.capacity if first < size else at + size)
         wake = sink.wake_at != 0 and sink.head - sink.tail >= sink.wake_at
         if wake:
             sink.wake_at = 0
