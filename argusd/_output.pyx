@@ -61,6 +61,7 @@ from argusd.includes.linux cimport (
 from argusd.includes.pthread cimport (
     SIG_SETMASK,
     pthread_cond_broadcast,
+    pthread_cond_clockwait,
     pthread_cond_destroy,
     pthread_cond_init,
     pthread_cond_signal,
@@ -245,11 +246,12 @@ cdef int64_t monotonic_ns() noexcept nogil:
 cdef void gather(Sink *sink) noexcept nogil:
     """With the lock held: let lines come for a moment, unless there is enough of them or somebody waits for them."""
     cdef size_t enough = min(<size_t>WRITE_MAX, sink.capacity // 2)
+    cdef int64_t until_ns = monotonic_ns() + GATHER_NS   # a step of the wall clock must not hold lines back
     cdef timespec when
-    deadline_after(&when, GATHER_NS / 1e9)
+    when.tv_sec, when.tv_nsec = until_ns // 1000000000, until_ns % 1000000000
     while sink.head - sink.tail < enough and not sink.closing and not sink.flushing:
         sink.wake_at = enough
-        if pthread_cond_timedwait(&sink.wake, &sink.lock, &when) != 0:
+        if pthread_cond_clockwait(&sink.wake, &sink.lock, CLOCK_MONOTONIC, &when) != 0:
             break
     sink.wake_at = 0
 

@@ -26,6 +26,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_signal(pthread_cond_t *cond)
     int pthread_cond_broadcast(pthread_cond_t *cond)
     int pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex)
+    int pthread_cond_clockwait(pthread_cond_t *cond, pthread_mutex_t *mutex, int clock, const timespec *abstime)
     int pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex, const timespec *abstime)
 
 cdef extern from "<signal.h>" nogil:
