@@ -12,6 +12,7 @@ One inotify instance serves every subscription, because a node has few (fs.inoti
 import os
 from typing import NamedTuple
 
+from cpython.ref cimport Py_INCREF
 from libc.errno cimport EMFILE, ENFILE, ENOMEM, ESRCH, errno
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
@@ -575,9 +576,9 @@ cdef class Engine:
         if self.started:
             with nogil:
                 self.reader.drain_ms = <int>(drain_s * 1000)
+                store_int(&self.core.stopping, 1)
                 write(self.reader.stop_fd, &one, sizeof(one))
                 core_lock(&self.core)
-                store_int(&self.core.stopping, 1)
                 pthread_cond_broadcast(&self.core.work)
                 core_unlock(&self.core)
                 clock_gettime(CLOCK_REALTIME, &when)
@@ -589,7 +590,8 @@ cdef class Engine:
             stuck = stuck or subscription.users > 0
             subscription = subscription.next
         if stuck:
-            return          # a file system does not answer: what that thread uses stays until the process ends
+            Py_INCREF(self)     # a file system does not answer: what that thread uses stays until the process ends
+            return
         self.free_all()
 
     cdef void free_all(self) noexcept:

@@ -179,11 +179,13 @@ class Daemon:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+        asked = self.process.poll() is None
         try:
-            self.stop()
+            code = self.stop()
         except subprocess.TimeoutExpired:
             self.kill()
             raise
+        assert code == 0 or not asked, f"exit code {code}; the end of the log:\n" + "\n".join(self._lines[-50:])
 
     def _read(self) -> None:
         assert self.process.stderr

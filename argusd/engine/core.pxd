@@ -106,7 +106,7 @@ cdef struct Root:
     Buffer held                 # events that wait for the look-up
     bint left                   # the file watched has lost the path
     size_t left_at              # how much had been held back by then
-    size_t back_at              # and when something last came to the path
+    size_t back_at              # and when something last came to the path since then
     bint mute                   # what happens is not under this path: the tree takes it in, nobody is told
     Guarded guarded             # of a guard's path
     int unguarded               # errno that kept the last look-up from guarding it, else 0

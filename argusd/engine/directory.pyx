@@ -32,11 +32,11 @@ from argusd.engine.core cimport (
     wd_detach,
     wd_unused,
 )
-from argusd.engine.extent cimport bind
+from argusd.engine.extent cimport bind, fit
 from argusd.engine.limbo cimport is_at
 from argusd.engine.listing cimport expect_echoes, list_directory, list_readable
 from argusd.engine.opening cimport add_watch, barrier, below, below_to_read, identify, same_file
-from argusd.engine.tree cimport node_below, node_free_tree, node_is, node_move, node_next, other_place
+from argusd.engine.tree cimport node_below, node_depth, node_free_tree, node_is, node_move, node_next, other_place
 from argusd.engine.walk cimport (
     chain_push,
     failed,
@@ -106,6 +106,7 @@ cdef void move_here(Walk *walk, const Look *look, uint32_t other) noexcept nogil
     while core.nodes[other].first_child:
         child = core.nodes[other].first_child
         node_move(core, child, node, core.nodes[child].name, core.nodes[child].name_size)
+    fit(core, node, node_depth(core, other))
     core.nodes[node].flags |= NODE_RELIST
     job_push(core, node)
     job_push(core, other)

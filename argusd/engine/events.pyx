@@ -391,6 +391,8 @@ cdef void *reader_main(void *argument) noexcept nogil:
     sources[0].fd, sources[0].events = reader.core.inotify_fd, POLLIN
     sources[1].fd, sources[1].events = reader.stop_fd, POLLIN
     while True:
+        if end < 0 and load_int(&reader.core.stopping):     # there may never be a moment in which nothing comes
+            end = monotonic_ns() + <int64_t>reader.drain_ms * 1000000
         store_int(&reader.core.reading, 1)
         reader.read_ns = now_ns()
         size = read(reader.core.inotify_fd, reader.events, EVENTS_SIZE)
@@ -409,8 +411,6 @@ cdef void *reader_main(void *argument) noexcept nogil:
             break
         store_int(&reader.core.reading, 0)
         poll(sources, 2, -1)
-        if sources[1].revents:
-            end = monotonic_ns() + <int64_t>reader.drain_ms * 1000000
     return NULL
 
 

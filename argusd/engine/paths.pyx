@@ -37,6 +37,9 @@ from argusd.includes.linux cimport (
 )
 
 
+cdef size_t NEVER = <size_t>-1
+
+
 cdef void anchored(Reader *reader, const inotify_event *event, size_t size) noexcept nogil:
     """Something happened in a directory that subject paths go through."""
     cdef Anchor *anchor = anchor_first(reader.core, event.wd)
@@ -99,6 +102,7 @@ cdef void trigger(Reader *reader, Anchor *anchor, const inotify_event *event) no
     if not root.left and (not kind or kind & TRIGGER_OVER):
         root.left = True
         root.left_at = root.held.size
+        root.back_at = NEVER
     if kind:
         root.back_at = root.held.size
     if root.next_top:
@@ -235,7 +239,7 @@ cdef void judge(Reader *reader, Root *root) noexcept nogil:
     cdef Buffer held = root.held, triggers = root.triggers
     cdef bint left = root.left and root.follow_fd < 0   # what is followed is never elsewhere
     cdef size_t left_at = root.left_at if left else held.size
-    cdef size_t back_at = root.back_at if left else held.size
+    cdef size_t back_at = min(root.back_at, held.size) if left else held.size   # events that told it may be lost
     cdef bint known = root.known.valid, other       # before the file's own end is handled
     root_settled(core, root)
     memset(&root.held, 0, sizeof(Buffer))

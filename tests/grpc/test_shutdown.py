@@ -71,6 +71,21 @@ def test_a_stream_that_nobody_reads_does_not_hold_it_up(pod: Callable[[], int], 
         assert daemon.stop(STOP_S) == 0
 
 
+def test_events_without_end_do_not_hold_it_up(pod: Callable[[], int], tmp_path: Path) -> None:
+    writes = 'while :; do : > "$0/a"; : > "$0/b"; done'
+    with Daemon("-log=json") as daemon:
+        daemon.create_watch(pod(), str(tmp_path), event=["all"])
+        floods = [subprocess.Popen(["sh", "-c", writes, tmp_path]) for _ in range(4)]
+        try:
+            daemon.wait_for_text('"event":"CLOSE_WRITE"')
+            assert daemon.stop(STOP_S) == 0
+        finally:
+            for flood in floods:
+                flood.kill()
+                flood.wait()
+        assert '"message":"Stopped"' in daemon.lines[-1]
+
+
 def test_health_says_not_serving_on_the_way_out() -> None:
     with Daemon() as daemon:
         stub: Any = health_pb2_grpc.HealthStub(daemon.channel)

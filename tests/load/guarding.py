@@ -92,7 +92,8 @@ class GuardingDaemon:
         """End it; how long that has taken until the last thread was gone, seconds. TimeoutExpired when it is stuck."""
         begun = time.monotonic()
         self.process.send_signal(how)
-        self.process.wait(DEATH_S if how != signal.SIGTERM else CALL_S)
+        code = self.process.wait(DEATH_S if how != signal.SIGTERM else CALL_S)
+        assert code == (-how if how != signal.SIGTERM else 0), f"exit code {code} after {how.name}"
         return time.monotonic() - begun
 
     def native_threads(self) -> list[str]:

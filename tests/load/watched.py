@@ -132,7 +132,8 @@ class LoadedDaemon:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(CALL_S)
+            code = self.process.wait(CALL_S)
+            assert code == 0, f"exit code {code}"
         finally:
             self.process.kill()
             self.process.wait()
