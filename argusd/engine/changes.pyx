@@ -336,8 +336,6 @@ cdef bint reclaim(Reader *reader, uint32_t node, int wd) noexcept nogil:
     depth = node_depth(core, node)
     node_replace(core, place, node)
     fit(core, node, depth)
-    if core.repair:
-        core.nodes[node].flags |= NODE_RELIST
     job_push(core, node)
     replay(reader, &deferred)
     buffer_free(&deferred)

@@ -30,6 +30,7 @@ cdef enum:
     NODE_ORPHAN = 4096          # removed while somebody has it open: its name is the whole path that it had
     NODE_UNLISTED = 8192        # its subdirectories are not yet known
     NODE_ENDING = 16384         # its watch is gone, but what it told until then is still held back
+    NODE_RESCAN = 32768         # events were lost: it is to be listed again, and all that is known below looked at
 
 cdef struct Node:
     uint32_t parent             # 0 for the top of a tree

@@ -17,10 +17,10 @@ from argusd.engine.core cimport (
     NODE_QUEUED,
     NODE_QUIET,
     NODE_RELIST,
+    NODE_RESCAN,
     NOISY,
     STRUCTURE,
     Core,
-    Identity,
     Job,
     Look,
     Root,
@@ -139,9 +139,9 @@ cdef int verified(Walk *walk, uint32_t node, int wd) noexcept nogil:
     cdef Core *core = walk.core
     core.nodes[node].flags &= <unsigned short>~NODE_QUIET
     core.nodes[node].attempts = 0
-    if not walk.rescan and not core.nodes[node].flags & NODE_RELIST:
+    if not core.nodes[node].flags & (NODE_RELIST | NODE_RESCAN):
         return -1
-    if walk.rescan or core.repair:
+    if core.repair:
         rescan_window(core, node)
     core.nodes[node].flags &= <unsigned short>~NODE_RELIST
     return wd
@@ -156,7 +156,6 @@ cdef bint found(Walk *walk, Look *look, int fd, int *wd) noexcept nogil:
     cdef uint32_t node = look.node
     cdef uint32_t mask = wanted(walk.root.subscription, core.nodes[node].wd < 0), other
     cdef int watched = add_watch(core, fd, mask)
-    cdef Identity identity
     if watched < 0 or wd_attach(core, watched, mask, 0) == NULL:
         failed(walk, node, -watched if watched < 0 else ENOMEM)
         return False
@@ -164,7 +163,7 @@ cdef bint found(Walk *walk, Look *look, int fd, int *wd) noexcept nogil:
         wd[0] = watched
         return False
     other = other_place(core, node, watched)
-    if other and walk.proven.valid and identify(fd, &identity) and same_file(&identity, &walk.proven) and look.still:
+    if other and identify(fd, &look.found) and same_file(&look.found, &walk.proven) and look.still:
         move_here(walk, look, other)
         wd_unused(core, watched)
         return False
@@ -288,6 +287,7 @@ cdef void visit_end(Walk *walk, Visit *visit) noexcept nogil:
         visit.wd = conclude(walk, visit.look)
     if visit.wd >= 0:
         expect_echoes(walk, visit.wd, visit.parent_wd, visit.name)
+        walk.looks += core.repair       # the mark behind the listing
     core_unlock(core)
     if walk.looks >= core.pace:
         wait_for_reader(core)
@@ -301,10 +301,10 @@ cdef void visit_end(Walk *walk, Visit *visit) noexcept nogil:
         close(visit.fd)
 
 
-cdef int step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
+cdef void step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     """Bring a directory in line with the file system: arm and list it, or check that it is where the tree has it.
 
-    Those in the same directory that are next on the stack go with it: they share the barrier. Returns how many it were.
+    Those in the same directory that are next on the stack go with it: they share the barrier.
     """
     cdef Visit visits[SIBLINGS]
     cdef Job job
@@ -328,7 +328,6 @@ cdef int step(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
         barrier(parent_fd)
     for i in range(count):
         visit_end(walk, &visits[i])
-    return count
 
 
 cdef void drain_stack(Walk *walk) noexcept nogil:

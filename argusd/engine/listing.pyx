@@ -12,6 +12,7 @@ from argusd.engine.core cimport (
     DEPTH_MAX,
     NODE_CREATED,
     NODE_QUEUED,
+    NODE_RESCAN,
     NODE_UNLISTED,
     NOISY,
     NOTICE_DEPTH,
@@ -165,19 +166,18 @@ cdef void list_open(Walk *walk, uint32_t node, uint32_t serial, int reading, int
     cdef int reads = 0
     cdef uint32_t child, stacked = walk.stack_count
     cdef Window *window
-    cdef bint repair = walk.rescan
-    if core.repair and not repair:      # found anew, or at another place than before
-        core_lock(core)
-        window = window_find(core, node) if node_is(core, node, serial) else NULL
+    cdef bint repair = False
+    core_lock(core)
+    if node_is(core, node, serial):
+        window = window_find(core, node) if core.repair else NULL
         repair = window != NULL and window.repair
-        core_unlock(core)
-    if walk.rescan:                     # what is known below is looked at again as well: it may be gone
-        core_lock(core)
-        child = core.nodes[node].first_child if node_is(core, node, serial) else 0
+        # What is known below is looked at again as well: it may be gone.
+        child = core.nodes[node].first_child if core.nodes[node].flags & NODE_RESCAN else 0
         while child:
             stack_push(walk, child)
             child = core.nodes[child].next_sibling
-        core_unlock(core)
+        core.nodes[node].flags &= <unsigned short>~NODE_RESCAN
+    core_unlock(core)
     while reading >= 0:
         size = syscall(SYS_getdents64, reading, walk.entries, ENTRIES)
         reads += 1

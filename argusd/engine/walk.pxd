@@ -34,7 +34,6 @@ cdef struct Walk:
     int error                       # ENOSPC or ENOMEM: the kernel has no more watches to give
     Buffer unreadable               # path of the first directory that we may not read or watch
     bint initial                    # the first walk of a subscription: errors are the caller's to tell
-    bint rescan                     # directories that are watched already are listed again
 
 cdef int walk_init(Walk *walk, Core *core) noexcept nogil
 cdef void chain_push(Walk *walk, uint32_t node, uint32_t serial, int fd) noexcept nogil

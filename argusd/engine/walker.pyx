@@ -11,11 +11,10 @@ from libc.stdlib cimport realloc
 from libc.string cimport memset, strdup, strlen, strncmp
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
-from argusd.engine.directory cimport drain_stack, finish, step
 from argusd.engine.core cimport (
     ANCHORED,
     LOOKED,
-    NODE_RELIST,
+    NODE_RESCAN,
     RELEASED,
     Core,
     Job,
@@ -31,6 +30,7 @@ from argusd.engine.core cimport (
     wd_find,
     wd_forget,
 )
+from argusd.engine.directory cimport drain_stack, finish, step
 from argusd.engine.listing cimport expect_echoes, list_directory
 from argusd.engine.mounts cimport mounts_check, mounts_due
 from argusd.engine.subject cimport look_up
@@ -40,7 +40,6 @@ from argusd.engine.walk cimport (
     Walk,
     chain_push,
     node_open,
-    wait_for_reader,
     walk_enter,
     walk_free,
     walk_init,
@@ -68,7 +67,6 @@ from argusd.includes.linux cimport (
     usleep,
 )
 from argusd.includes.pthread cimport (
-    load_int,
     pthread_cond_timedwait,
     pthread_cond_wait,
     pthread_mutex_lock,
@@ -78,6 +76,7 @@ from argusd.includes.pthread cimport (
 
 cdef enum:
     PATH_SIZE = 4096
+    SLICE = 4096                    # nodes that are marked with the lock held
 
 
 cdef void do_job(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
@@ -88,14 +87,11 @@ cdef void do_job(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     if node_is(core, node, serial):
         subscription = core.nodes[node].root.subscription
         subscription.users += 1
-        # What turned up at another place while events were lost may have changed below as well.
-        walk.rescan = core.repair and core.nodes[node].wd >= 0 and core.nodes[node].flags & NODE_RELIST
     core_unlock(core)
     if subscription == NULL:
         return
     step(walk, node, serial)
     drain_stack(walk)
-    walk.rescan = False
     finish(walk, node, serial)
     walk_leave(walk)
     core_lock(core)
@@ -107,18 +103,23 @@ cdef void do_root(Walk *walk, Root *root) noexcept nogil:
     """A subject path whose way has changed, or whose tree missed events. Its subscription is held by the caller."""
     cdef Core *core = walk.core
     cdef uint32_t top, serial
-    cdef bint rescan
+    cdef bint lost, rescan
     look_up(walk, root)
     core_lock(core)
     root.looking = False            # also when the container has ended
-    rescan = root.rescan
+    lost = root.rescan
     root.rescan = False             # events that are lost from here on need another repair
+    core_unlock(core)
+    if lost:
+        mark_tree(core, root)
+    core_lock(core)
     top = root.next_top if root.next_top else root.top
     serial = core.nodes[top].serial
+    rescan = top and core.nodes[top].flags & NODE_RESCAN    # perhaps from before: its path led elsewhere then
     core_unlock(core)
-    if rescan:
-        if top and root.directory and walk.root == root:    # else the container has ended
-            rescan_tree(walk, root, top, serial)
+    if rescan and root.directory and walk.root == root:     # else the container has ended
+        rescan_tree(walk, top, serial)
+    if lost:
         core_lock(core)
         core.repairing -= 1
         fence_place(core)           # the reader ends the repair when it comes by
@@ -129,33 +130,37 @@ cdef void do_root(Walk *walk, Root *root) noexcept nogil:
     core_unlock(core)
 
 
-cdef void rescan_tree(Walk *walk, Root *root, uint32_t top, uint32_t serial) noexcept nogil:
-    """List every directory of a tree again. Paced by the reader, so that this feeds no further overflow."""
+cdef void mark_tree(Core *core, const Root *root) noexcept nogil:
+    """Have every directory of a tree listed again, whatever becomes of it until the walker gets there."""
+    cdef uint32_t node = 1, end = 1
+    while node == end:                  # the reader's turn comes after each slice
+        end = node + SLICE
+        core_lock(core)
+        while node < end and node < core.node_end:
+            if core.nodes[node].root == root:
+                core.nodes[node].flags |= NODE_RESCAN
+            node += 1
+        core_unlock(core)
+
+
+cdef void rescan_tree(Walk *walk, uint32_t top, uint32_t serial) noexcept nogil:
+    """List every directory of a tree that is marked so. Paced by the reader, so that this feeds no further overflow."""
     cdef Core *core = walk.core
-    cdef Job job
-    cdef int fd = node_open(walk, top, serial), wd = -1, count = 0
+    cdef int fd = node_open(walk, top, serial), wd = -1
     if fd < 0:
         return
-    walk.rescan = True
     core_lock(core)
     if node_is(core, top, serial):
         wd = core.nodes[top].wd
         if wd >= 0:
             expect_echoes(walk, wd, -1, NULL)
-            rescan_window(core, top)
+            if core.repair:
+                rescan_window(core, top)
     core_unlock(core)
     chain_push(walk, top, serial, fd)
     if wd >= 0:
         list_directory(walk, top, serial, fd, wd)
-    while walk.stack_count and not load_int(&core.stopping):
-        walk.stack_count -= 1
-        job = walk.stack[walk.stack_count]
-        count += max(1, step(walk, job.node, job.serial))
-        if count >= core.pace:
-            wait_for_reader(core)
-            count = 0
-    walk.stack_count = 0
-    walk.rescan = False
+    drain_stack(walk)
 
 
 cdef bint swap_add(Swap *swap, const char *name) noexcept nogil:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Container", "Way", "holder_of"]
+__all__ = ["MNT_DETACH", "MS_BIND", "Container", "Way", "holder_of"]
 
 TIMEOUT_S: Final = 20.0
 CLONE_NEWNS: Final = 0x20000

@@ -40,7 +40,7 @@ from argusd._inotify import EVENTS, Engine
 from argusd._output import TEXT, Output
 from argusd._records import Encoder
 from argusd.templates import compile_format
-from tests.kernel.container import Container, Way
+from tests.kernel.container import MNT_DETACH, MS_BIND, Container, Way
 
 TIMEOUT_S: Final = 20.0
 ALL: Final = sum(EVENTS.values())
@@ -53,7 +53,6 @@ WORDS: Final = {
 
 AT_FDCWD: Final = -100
 RENAME_EXCHANGE: Final = 2
-MNT_DETACH: Final = 2
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -142,6 +141,7 @@ class World:
             "hold": self._hold,
             "release": lambda path: os.close(self._held.pop(path)),
             "mount": self._mount,
+            "bind": self._bind,
             "umount": self._umount,
         }
 
@@ -193,6 +193,10 @@ class World:
 
     def _mount(self, path: str) -> None:
         _check(_libc.mount(b"argusd-story", os.fsencode(self.path(path)), b"tmpfs", 0, b"size=1m"))
+        self._mounted.append(self.path(path))
+
+    def _bind(self, source: str, path: str) -> None:
+        _check(_libc.mount(os.fsencode(self.path(source)), os.fsencode(self.path(path)), None, MS_BIND, None))
         self._mounted.append(self.path(path))
 
     def _umount(self, path: str) -> None:

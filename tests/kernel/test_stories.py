@@ -565,6 +565,14 @@ a subject path that is a mount point can be unmounted at once
     watch    /d/m recursive create
     umount   /d/m        ->
 
+a directory that is bound into itself is told under its own name
+    makedirs /d/a/b
+    bind     /d/a /d/a/b
+    watch    /d recursive create deleteself
+    write    /d/a/b/x    -> CREATE file /d/a/x
+    umount   /d/a/b      ->
+    write    /d/a/y      -> CREATE file /d/a/y
+
 new directories do not keep a file system busy
     mkdir    /d/m
     mount    /d/m
