@@ -464,7 +464,6 @@ cdef void node_event(Reader *reader, uint32_t node, const inotify_event *event) 
         window_event(reader, node, event, size)
     if event.mask & IN_UNMOUNT:
         root.unmounted = core.nodes[node].parent == 0
-        root.subscription.place.mounts_doubt = True
         core.nodes[node].flags |= NODE_UNMOUNTED
         return
     if size and event.mask & (IN_CREATE | IN_MOVED_TO) and not root.mute:

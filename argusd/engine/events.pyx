@@ -26,6 +26,7 @@ from argusd.engine.core cimport (
     NOISY,
     NOTICE_OVERFLOW,
     OVERFLOW_INDEX,
+    Anchor,
     Limbo,
     Look,
     Retry,
@@ -44,7 +45,7 @@ from argusd.engine.core cimport (
 )
 from argusd.engine.limbo cimport hold, limbo_free
 from argusd.engine.report cimport CREATED_KEPT
-from argusd.engine.anchors cimport anchors_lose
+from argusd.engine.anchors cimport anchor_first, anchors_lose
 from argusd.engine.changes cimport end_node, expire, node_event, take_over, window_settle
 from argusd.engine.paths cimport anchored, judge
 from argusd.engine.report cimport PATHS, Created, emit, flush_lines
@@ -68,6 +69,7 @@ from argusd.includes.linux cimport (
     IN_MOVED_FROM,
     IN_MOVED_TO,
     IN_Q_OVERFLOW,
+    IN_UNMOUNT,
     POLLIN,
     PRIO_PROCESS,
     SYS_gettid,
@@ -246,6 +248,7 @@ cdef void begin_repair(Reader *reader) noexcept nogil:
             if reader.created[i].ns >= core.repair_since_ns:
                 recent_add(core, reader.created[i].hashed)
     while subscription != NULL:
+        subscription.place.mounts_doubt = True          # what tells the end of a file system may be lost as well
         for i in range(subscription.root_count):
             if not subscription.roots[i].rescan:
                 subscription.roots[i].rescan = True
@@ -300,6 +303,19 @@ cdef void forget_looks(Core *core) noexcept nogil:
         look = look.next
 
 
+cdef void doubt_mounts(Core *core, const WdEntry *entry) noexcept nogil:
+    """A file system is gone: what is mounted where it was looks the same in a list of mounts."""
+    cdef const Anchor *anchor = anchor_first(core, entry.wd) if entry.mask & ANCHORED else NULL
+    cdef uint32_t node = entry.first
+    while anchor != NULL:
+        if anchor.wd == entry.wd:
+            anchor.root.subscription.place.mounts_doubt = True
+        anchor = anchor.next_on_wd
+    while node:
+        core.nodes[node].root.subscription.place.mounts_doubt = True
+        node = core.nodes[node].next_on_wd
+
+
 cdef void handle(Reader *reader, const inotify_event *event) noexcept nogil:
     cdef Core *core = reader.core
     cdef WdEntry *entry
@@ -319,6 +335,8 @@ cdef void handle(Reader *reader, const inotify_event *event) noexcept nogil:
         return
     if entry.mask & ANCHORED and event.len and event.mask & (IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO):
         anchored(reader, event, strlen(event.name))
+    if event.mask & IN_UNMOUNT:
+        doubt_mounts(core, entry)
     if event.mask & IN_IGNORED:
         ignored(reader, entry, event)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -19,9 +20,9 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
 
-# A process with mounts of its own: so many at the path given, and one more for each line that it reads.
+# A process with mounts of its own: so many at the path given, and one more or less for each line that it reads.
 PROCESS = """
-import ctypes, os, sys
+import ctypes, os, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
 def call(result):
@@ -34,8 +35,12 @@ for number in range(int(sys.argv[2])):
     call(libc.mount(b"none", path, b"tmpfs", 0, None))
 print("ready", flush=True)
 for line in sys.stdin:
-    call(libc.mount(b"none", path, b"tmpfs", 0, None))
-    print("mounted", flush=True)
+    if line == "mount\\n":
+        call(libc.mount(b"none", path, b"tmpfs", 0, None))
+    else:
+        while libc.umount2(path, 0):        # somebody looks into it
+            time.sleep(0.001)
+    print("done", flush=True)
 """
 MANY = 600  # mounts whose path has 2,000 spaces, each written as four bytes: more than 4 MiB of mountinfo
 
@@ -53,7 +58,15 @@ def container(path: Path, mounts: int) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def watch(watching: Watching, pid: int, path: Path) -> int:
+def order(process: subprocess.Popen[str], what: str) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(what + "\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "done\n"
+
+
+def watch(watching: Watching, pid: int, path: Path, error: int = 0) -> int:
     encoder = Encoder(DEFAULT_WATCH_TEMPLATE.segments, "p", "n", "w", "c", [])
     pidfd = os.pidfd_open(pid)
     try:
@@ -62,7 +75,7 @@ def watch(watching: Watching, pid: int, path: Path) -> int:
         )
     finally:
         os.close(pidfd)
-    assert watching.engine.arm(number).errors == (0,)
+    assert watching.engine.arm(number).errors == (error,)
     watching.engine.switch([number], [])
     return number
 
@@ -86,11 +99,7 @@ def test_a_container_with_too_many_mounts_is_told_of_once(tmp_path: Path) -> Non
                 return bool(notices)
 
             until(told, "a notice")
-            assert few.stdin is not None
-            assert few.stdout is not None
-            few.stdin.write("\n")
-            few.stdin.flush()
-            assert few.stdout.readline() == "mounted\n"
+            order(few, "mount")
             over = Path(f"/proc/{few.pid}/root{plain}")
             made = iter(range(1_000_000))
 
@@ -102,5 +111,20 @@ def test_a_container_with_too_many_mounts_is_told_of_once(tmp_path: Path) -> Non
             told()
         assert [(notice.kind, notice.number) for notice in notices] == [("mounts", 4 << 20)]
         assert notices[0].subscription in numbers
+    finally:
+        watching.close()
+
+
+def test_a_file_system_in_the_place_of_another_is_noticed_though_it_looks_the_same(tmp_path: Path) -> None:
+    watching = Watching(tmp_path / "log")
+    place = tmp_path / "place"
+    place.mkdir()
+    try:
+        with container(place, 1) as process:
+            watch(watching, process.pid, place / "missing", errno.ENOENT)
+            order(process, "umount")
+            order(process, "mount")
+            Path(f"/proc/{process.pid}/root{place}/missing").touch()
+            until(lambda: b"missing" in watching.log.read_bytes(), "the file in the new file system")
     finally:
         watching.close()

@@ -60,7 +60,7 @@ class Writer:
         return self._doer.records
 
     def _do(self, kind: str, path: str, to: str = "") -> bool:
-        if (kind in {"rename", "exchange"} and "/l" in path) or (kind == "exchange" and "/l" in to):
+        if (kind in {"rename", "exchange", "link"} and "/l" in path) or (kind == "exchange" and "/l" in to):
             return False
         return self._doer.perform(Operation(kind, path.removeprefix("/"), to.removeprefix("/")))
 
