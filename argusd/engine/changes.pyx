@@ -383,6 +383,14 @@ cdef void move_self(Reader *reader, uint32_t node, const inotify_event *event) n
         job_push(core, node)                # see that it is where the pair put it
 
 
+cdef void removed(Core *core, uint32_t node) noexcept nogil:
+    """A directory is at its place no longer."""
+    if core.nodes[node].wd < 0 or core.repair:  # what was lost may have put another one here
+        node_free_tree(core, node)
+    else:
+        node_orphan(core, node)             # still open somewhere: its own last events are to come
+
+
 cdef void entry_event(Reader *reader, uint32_t node, const inotify_event *event, size_t size) noexcept nogil:
     """Take what happened to an entry of a directory into its tree."""
     cdef Core *core = reader.core
@@ -394,19 +402,18 @@ cdef void entry_event(Reader *reader, uint32_t node, const inotify_event *event,
     elif not event.mask & IN_ISDIR:
         return
     elif event.mask & IN_CREATE:
+        if child and core.nodes[child].wd >= 0:
+            removed(core, child)            # what a listing has found is not watched before this event has come
+            child = 0
         if child == 0 and may_enter(core, node, event.name, size):
             child = node_new(core, node, core.nodes[node].root, event.name, size)
-            if child:
-                core.nodes[child].flags |= NODE_CREATED
         if child:
+            core.nodes[child].flags |= NODE_CREATED
             job_push(core, child)
     elif event.mask & IN_MOVED_FROM:
         moved_from(core, node, event, size)
-    elif event.mask & IN_DELETE:
-        if child and (core.nodes[child].wd < 0 or core.repair):     # what was lost may have put another one here
-            node_free_tree(core, child)
-        elif child:
-            node_orphan(core, child)        # still open somewhere: its own last events are to come
+    elif event.mask & IN_DELETE and child:
+        removed(core, child)
 
 
 cdef void end_node(Core *core, uint32_t node) noexcept nogil:

@@ -186,6 +186,18 @@ a directory that somebody holds open is removed
     release  /d/a        -> DELETE_SELF file /d/a
     write    /d/a/y      -> CREATE file /d/a/y
 
+a directory that somebody holds open is removed and made again, and its removal is not asked for
+    makedirs /d/a/b
+    watch    /d recursive create
+    hold     /d/a
+    rmtree   /d/a ; makedirs /d/a/c ; write /d/a/c/x -> CREATE directory /d/a
+                         -> CREATE directory /d/a/c
+                         -> CREATE file /d/a/c/x
+    release  /d/a        ->
+    write    /d/a/y      -> CREATE file /d/a/y
+    mkdir    /d/a/b      -> CREATE directory /d/a/b
+    write    /d/a/b/y    -> CREATE file /d/a/b/y
+
 a file name of 255 bytes, and odd ones
     watch    /d recursive create
     mkdir    /d/<255>    -> CREATE directory /d/<255>
