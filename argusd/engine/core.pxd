@@ -332,6 +332,7 @@ cdef struct Core:
     Root *unsettled             # looked up, and to be judged when the mark behind the look-up comes
     Anchor **anchors            # ANCHOR_BUCKETS lists by watch descriptor
     Swap *swaps
+    bint unmarked               # an overflow has come, and no node was marked for its sake yet
     int repairing               # roots whose trees are still to be brought up to date after an overflow
     bint repair                 # an overflow is being repaired
     int64_t repair_since_ns     # files born before are not new

@@ -241,6 +241,7 @@ cdef void begin_repair(Reader *reader) noexcept nogil:
     cdef Core *core = reader.core
     cdef Subscription *subscription = core.subscriptions
     cdef int i
+    core.unmarked = True
     if not core.repair:
         core.repair = True
         core.repair_since_ns = reader.last_ns - BIRTH_NS

@@ -111,7 +111,7 @@ cdef void do_root(Walk *walk, Root *root) noexcept nogil:
     root.rescan = False             # events that are lost from here on need another repair
     core_unlock(core)
     if lost:
-        mark_tree(core, root)
+        mark_all(core)
     core_lock(core)
     top = root.next_top if root.next_top else root.top
     serial = core.nodes[top].serial
@@ -130,14 +130,19 @@ cdef void do_root(Walk *walk, Root *root) noexcept nogil:
     core_unlock(core)
 
 
-cdef void mark_tree(Core *core, const Root *root) noexcept nogil:
-    """Have every directory of a tree listed again, whatever becomes of it until the walker gets there."""
+cdef void mark_all(Core *core) noexcept nogil:
+    """Once after an overflow: have every directory listed again, whatever becomes of it until the walker gets there."""
     cdef uint32_t node = 1, end = 1
+    core_lock(core)
+    if not core.unmarked:
+        node = 0
+    core.unmarked = False
+    core_unlock(core)
     while node == end:                  # the reader's turn comes after each slice
         end = node + SLICE
         core_lock(core)
         while node < end and node < core.node_end:
-            if core.nodes[node].root == root:
+            if core.nodes[node].root != NULL:
                 core.nodes[node].flags |= NODE_RESCAN
             node += 1
         core_unlock(core)
