@@ -13,7 +13,8 @@ cdef class Guards:
     cdef dict encoders              # number of the guard -> Encoder, for as long as a line may be made
     cdef dict ending                # number of the guard -> in how many groups it is still to be seen off
     cdef unsigned long long told_dropped, told_failed
-    cdef bint started, closed, told_broken
+    cdef int told_broken
+    cdef bint started, closed
 
     cdef Guard *guard(self, int number, Encoder encoder, int init, bint owner_allowed, uint32_t bits,
                       bint audit) except NULL

@@ -12,6 +12,7 @@ Who owns what:
 
 import os
 
+from cpython.ref cimport Py_INCREF
 from libc.stdlib cimport calloc, free
 
 from argusd.guarding.groups cimport gate_close, gate_free, gate_init, gate_open
@@ -134,6 +135,7 @@ cdef class Guards:
         cdef list found = []
         cdef Group *group
         cdef int i
+        cdef int broken = 0
         counts = self.statistics()
         if counts["dropped"] > self.told_dropped:
             found.append(("dropped", counts["dropped"] - self.told_dropped))
@@ -143,9 +145,10 @@ cdef class Guards:
             self.told_failed = counts["failed"]
         for i in range(GROUPS):
             group = <Group *>load_pointer(&self.gate.reporter.groups[i])
-            if group != NULL and load_int(&group.broken) and not self.told_broken:
-                self.told_broken = True
-                found.append(("broken", 1))
+            broken += group != NULL and load_int(&group.broken)
+        if broken > self.told_broken:
+            found.append(("broken", broken - self.told_broken))
+            self.told_broken = broken
         return found
 
     def close(self, double drain_s=1.0):
@@ -155,3 +158,5 @@ cdef class Guards:
         self.closed = True
         with nogil:
             gate_close(&self.gate, timeout_ms)
+        if not self.gate.ended:
+            Py_INCREF(self)         # a file system does not answer: what that thread uses stays until the process ends

@@ -144,6 +144,13 @@ cdef void *arm_all(void *argument) noexcept nogil:
     return NULL
 
 
+cdef bint is_held(const Subscription *subscription) noexcept nogil:
+    """Is a walk under way for one of these?"""
+    while subscription != NULL and not subscription.users:
+        subscription = subscription.next
+    return subscription != NULL
+
+
 cdef void subscription_free(Subscription *subscription) noexcept nogil:
     """Free what a subscription owns; its place is given back by the caller."""
     cdef int i
@@ -345,13 +352,13 @@ cdef class Engine:
         cdef Subscription *subscription
         cdef ArmTask task
         cdef pthread_t thread
-        cdef int i, error
+        cdef int i
         cdef long long begin_ns = monotonic_ns()
         self.check_open()
         memset(&task, 0, sizeof(task))
         with nogil:
             core_lock(&self.core)
-            subscription = self.find(number)
+            subscription = self.find(number) if not self.core.stopping else NULL
             if subscription != NULL:
                 subscription.users += 1
             core_unlock(&self.core)
@@ -359,20 +366,31 @@ cdef class Engine:
             raise KeyError(f"no subscription {number}")
         task.core, task.subscription = &self.core, subscription
         try:
-            thread_start(&thread, arm_all, &task, b"walk")
-            with nogil:
-                pthread_join(thread, NULL)
+            try:
+                thread_start(&thread, arm_all, &task, b"walk")
+                with nogil:
+                    pthread_join(thread, NULL)
+            finally:
+                with nogil:
+                    core_lock(&self.core)
+                    for i in range(subscription.root_count):
+                        root_armed(&self.core, &subscription.roots[i])
+                    core_unlock(&self.core)
+            return self.armed(&task, begin_ns)
         finally:
+            buffer_free(&task.unreadable)
             with nogil:
                 core_lock(&self.core)
-                for i in range(subscription.root_count):
-                    root_armed(&self.core, &subscription.roots[i])
                 subscription.users -= 1
                 core_unlock(&self.core)
+
+    cdef armed(self, const ArmTask *task, long long begin_ns):
+        """What became of a walk; its subscription is held by the caller."""
+        cdef const Subscription *subscription = task.subscription
+        cdef int i, error
         unreadable = os.fsdecode(task.unreadable.data[:task.unreadable.size]) if task.unreadable.size else ""
-        buffer_free(&task.unreadable)
         if task.denied:
-            raise denied(&task)
+            raise denied(task)
         if task.error:
             raise OSError(task.error, os.strerror(task.error))
         for i in range(subscription.root_count):
@@ -567,7 +585,6 @@ cdef class Engine:
 
     def close(self, double drain_s=1.0):
         cdef unsigned long long one = 1
-        cdef Subscription *subscription
         cdef timespec when
         cdef bint stuck = False
         if self.closed:
@@ -585,10 +602,11 @@ cdef class Engine:
                 when.tv_sec += <long>drain_s + 1
                 stuck = pthread_timedjoin_np(self.reader_thread, NULL, &when) != 0
                 stuck = pthread_timedjoin_np(self.walker_thread, NULL, &when) != 0 or stuck
-        subscription = self.core.subscriptions
-        while subscription != NULL:
-            stuck = stuck or subscription.users > 0
-            subscription = subscription.next
+        if not stuck:
+            with nogil:
+                core_lock(&self.core)
+                stuck = is_held(self.core.subscriptions) or is_held(self.ended)
+                core_unlock(&self.core)
         if stuck:
             Py_INCREF(self)     # a file system does not answer: what that thread uses stays until the process ends
             return

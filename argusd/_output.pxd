@@ -23,6 +23,7 @@ cdef struct Sink:
     size_t wake_at                  # bytes that wait from which on the writer is woken; 0: it is at work
     int flushing                    # so many wait until everything is written
     int running
+    bint joined                     # nobody writes any more what is queued
     pthread_mutex_t lock
     pthread_cond_t wake             # the writer: there is something to write
     pthread_cond_t written          # flush(): the tail moved
@@ -39,7 +40,6 @@ cdef class Output:
     cdef Sink *sinks[SINKS_MAX]
     cdef int count
     cdef bint closed
-    cdef unsigned long long dropped_before      # in sinks that are closed
 
     cdef Sink *new_sink(self, int fd, int style, size_t capacity) except NULL
     cdef int start(self, Sink *sink) except -1

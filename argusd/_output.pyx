@@ -341,8 +341,11 @@ cdef class Output:
         self.closed = False
 
     def __dealloc__(self):
-        # A writer that still runs owns its sink; close() frees the ones that ended.
-        pass
+        # Not before: whoever writes to a sink holds this object. A writer that still runs owns its sink.
+        cdef int i
+        for i in range(self.count):
+            if self.sinks[i].joined:
+                free_sink(self.sinks[i])
 
     cdef Sink *new_sink(self, int fd, int style, size_t capacity) except NULL:
         cdef Sink *sink
@@ -441,7 +444,7 @@ cdef class Output:
         return done
 
     def dropped(self):
-        cdef unsigned long long total = self.dropped_before
+        cdef unsigned long long total = 0
         cdef int i
         for i in range(self.count):
             with nogil:
@@ -466,13 +469,11 @@ cdef class Output:
                 pthread_mutex_unlock(&self.sinks[i].lock)
             for i in range(self.count):
                 if pthread_timedjoin_np(self.sinks[i].thread, NULL, &when) == 0:
-                    self.dropped_before += self.sinks[i].dropped
+                    self.sinks[i].joined = True
                     if self.sinks[i].path != NULL:
                         close(self.sinks[i].fd)
-                    free_sink(self.sinks[i])
                 else:
                     done = False    # its output is stuck: the thread keeps its sink until the process ends
-            self.count = 0
         return done
 
 

@@ -98,6 +98,11 @@ class Arming(Generic[SubjectT]):
         """Leave the engine alone from now on: it ends, and all its watches with it."""
         self._closed = True
 
+    def release(self, counter: int) -> None:
+        """Give a counter back for which nothing is armed any more; not at the end, when nothing is switched off."""
+        if not self._closed:
+            self.kind.release(counter)
+
     def owner(self, number: int) -> PodKey | None:
         """Return whose subscription this is; None when it is gone."""
         return self._live.get(number)

@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import grpc
@@ -198,13 +199,14 @@ class _Daemon:
     async def _stop(self, engine: Engine, served: _Served, server: Server, pump: Pump) -> None:
         """Refuse new calls, report what the kernel has queued, let streams send what is pending, write it all out."""
         loop = asyncio.get_running_loop()
+        own = ThreadPoolExecutor(1, thread_name_prefix="end")  # the loop's threads may all be looking for containers
         stopping = asyncio.create_task(server.stop(_STREAMS_S))
         await asyncio.sleep(0)
         for arming in served.armings:
             arming.close()
         if guarded := served.guarded():
             logger.info("No longer guarded: %s", listing(guarded))
-        await loop.run_in_executor(None, served.close)
+        await loop.run_in_executor(own, served.close)
         if served.marker is not None:
             await served.marker.close()
         await self._settle(engine)
@@ -212,12 +214,12 @@ class _Daemon:
         pump.close()
         if served.metrics is not None:
             served.metrics.drain()
-        await loop.run_in_executor(None, engine.close, _DRAIN_S)
+        await loop.run_in_executor(own, engine.close, _DRAIN_S)
         if served.metrics is not None:
             served.metrics.finish()
         await stopping
         logger.info("Stopped")
-        await loop.run_in_executor(None, self._output.close, _OUTPUT_S)
+        await loop.run_in_executor(own, self._output.close, _OUTPUT_S)
 
     async def _settle(self, engine: Engine) -> None:
         """Wait until what has happened so far is reported, so that it is counted too while streams can be sent it."""

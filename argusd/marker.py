@@ -16,6 +16,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -135,6 +136,8 @@ class Marker:
         self._file = MarkerFile(folder) if folder else None
         self._guarded = guarded
         self._loop = asyncio.get_running_loop()
+        # The loop's own threads may all be looking for containers.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="marker")
         self._lock = asyncio.Lock()
         self._stands = False
         self._closed = False
@@ -181,7 +184,7 @@ class Marker:
             return
         try:
             async with asyncio.timeout(PATIENCE_S):
-                await self._loop.run_in_executor(None, work, self._file, *arguments)
+                await self._loop.run_in_executor(self._thread, work, self._file, *arguments)
         except OSError as error:  # also TimeoutError
             reason = error.strerror or f"the folder does not answer within {PATIENCE_S:.0f} s"
             logger.warning("No marker %s, so a sudden end would go unnoticed: %s", self._file.path, reason)

@@ -252,7 +252,7 @@ class Registry(Generic[SubjectT]):
                 await self._arming.switch([], sorted(numbers))
                 raise NoContainerError(f"the containers of {key} ended while they were being armed")  # noqa: TRY301
         except BaseException:
-            self._kind.release(entry.counter)
+            self._arming.release(entry.counter)
             raise
         handle = Handle(key.node, key.pod, tuple(entry.pids))
         self._adopt(entry)
@@ -278,7 +278,7 @@ class Registry(Generic[SubjectT]):
                 self._release(member.container)
         await self._arming.switch(on, off)
         for entry in entries:
-            self._kind.release(entry.counter)
+            self._arming.release(entry.counter)
 
     def _ended(self, entry: Entry[SubjectT], who: Identity) -> None:
         """Called by the loop when a container's init process has ended."""
@@ -295,7 +295,7 @@ class Registry(Generic[SubjectT]):
     async def _free(self, member: Member[SubjectT], counter: int | None) -> None:
         await self._arming.switch([], member.numbers)
         if counter is not None:
-            self._kind.release(counter)
+            self._arming.release(counter)
 
     def _release(self, container: Container) -> None:
         self._ends.remove(container)

@@ -148,6 +148,8 @@ cdef uint64_t fence_place(Core *core) noexcept nogil:
     kernel merges an event into an identical last one.
     """
     core.fence_placed += 1
+    if core.fence_wd < 0 and fence_make(core):
+        core.fence_first = core.fence_placed
     if core.fence_placed & 1:
         fchmod(core.fence_fd, 0o600 if core.fence_placed & 2 else 0o400)
     else:
@@ -165,23 +167,31 @@ cdef uint64_t fence_if_needed(Core *core) noexcept nogil:
 
 
 cdef bint fence_make(Core *core) noexcept nogil:
+    """A file for marks. False, with errno, when there is none now; it is tried again for each mark."""
     cdef char path[40]
+    core.fence_wd = -1
     core.fence_fd = memfd_create(b"argusd-fence", MFD_CLOEXEC)
     if core.fence_fd < 0:
         return False
     snprintf(path, sizeof(path), b"/proc/self/fd/%d", core.fence_fd)
     core.fence_wd = inotify_add_watch(core.inotify_fd, path, IN_ATTRIB | IN_MODIFY)
+    if core.fence_wd < 0:
+        close(core.fence_fd)
+        core.fence_fd = -1
     return core.fence_wd >= 0
 
 
 cdef void fence_reset(Core *core) noexcept nogil:
     """After an overflow some marks are lost: all that were placed have passed when the first one on a new file has.
 
-    Not before: events that came after some of them are still to come as well.
+    Not before: events that came after some of them are still to come as well. The new file comes before the old one
+    goes: others may be waiting for every watch that is given back.
     """
-    inotify_rm_watch(core.inotify_fd, core.fence_wd)
-    close(core.fence_fd)
+    cdef int old_fd = core.fence_fd, old_wd = core.fence_wd
     fence_make(core)
+    if old_wd >= 0:
+        inotify_rm_watch(core.inotify_fd, old_wd)
+        close(old_fd)
     core.fence_first = fence_place(core)
 
 

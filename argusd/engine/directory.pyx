@@ -147,10 +147,11 @@ cdef int verified(Walk *walk, uint32_t node, int wd) noexcept nogil:
     return wd
 
 
-cdef bint found(Walk *walk, Look *look, int fd, int *wd) noexcept nogil:
+cdef bint found(Walk *walk, Look *look, int fd, int *wd, bint *elsewhere) noexcept nogil:
     """The directory behind ``fd`` is, or was just now, where was looked: watch it.
 
-    True when that is to be concluded. Else ``wd`` is set when the tree has just this directory here.
+    True when that is to be concluded. Else ``wd`` is set when the tree has just this directory here. ``elsewhere``: the
+    tree has it at another place.
     """
     cdef Core *core = walk.core
     cdef uint32_t node = look.node
@@ -163,7 +164,8 @@ cdef bint found(Walk *walk, Look *look, int fd, int *wd) noexcept nogil:
         wd[0] = watched
         return False
     other = other_place(core, node, watched)
-    if other and identify(fd, &look.found) and same_file(&look.found, &walk.proven) and look.still:
+    elsewhere[0] = other != 0
+    if other and same_file(&look.found, &walk.proven) and look.still:
         move_here(walk, look, other)
         wd_unused(core, watched)
         return False
@@ -248,6 +250,7 @@ cdef bint visit_look(Walk *walk, Visit *visit) noexcept nogil:
     """Open what stands there, and watch it; False when its place cannot be reached."""
     cdef Core *core = walk.core
     cdef uint32_t node = visit.node, parent = visit.parent
+    cdef bint elsewhere = False
     cdef int error = walk_enter(walk, visit.root)
     visit.parent_fd = parent_open(walk, parent, visit.parent_serial) if not error else -error
     visit.wd, visit.new = -1, False
@@ -258,6 +261,8 @@ cdef bint visit_look(Walk *walk, Visit *visit) noexcept nogil:
     if visit.fd < 0:
         visit.readable = False
         visit.fd = below(visit.parent_fd, visit.name)
+    if visit.fd >= 0 and walk.proven.valid:
+        identify(visit.fd, &visit.look.found)
     core_lock(core)
     if not node_is(core, node, visit.serial) or visit.root.subscription.cancelled:
         pass
@@ -266,7 +271,7 @@ cdef bint visit_look(Walk *walk, Visit *visit) noexcept nogil:
     elif core.nodes[node].flags & (NODE_MOVED | NODE_LIMBO | NODE_DISPLACED):
         pass                            # events go on with it
     elif visit.fd >= 0:
-        visit.new = found(walk, visit.look, visit.fd, &visit.wd)
+        visit.new = found(walk, visit.look, visit.fd, &visit.wd, &elsewhere)
         if visit.wd >= 0:
             visit.wd = verified(walk, node, visit.wd)
     elif is_absence(-visit.fd):
@@ -276,6 +281,8 @@ cdef bint visit_look(Walk *walk, Visit *visit) noexcept nogil:
     if not visit.new:
         look_end(core, visit.look)
     core_unlock(core)
+    if visit.new and elsewhere:
+        identify(visit.fd, &visit.look.found)   # the look is nobody else's before it is concluded
     return True
 
 

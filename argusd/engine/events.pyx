@@ -43,7 +43,7 @@ from argusd.engine.core cimport (
     wd_find,
     wd_forget,
 )
-from argusd.engine.limbo cimport hold, limbo_free
+from argusd.engine.limbo cimport HELD_MAX, hold, limbo_free
 from argusd.engine.report cimport CREATED_KEPT
 from argusd.engine.anchors cimport anchor_first, anchors_lose
 from argusd.engine.changes cimport end_node, expire, node_event, take_over, window_settle
@@ -256,6 +256,8 @@ cdef void begin_repair(Reader *reader) noexcept nogil:
                 core.repairing += 1
             subscription.roots[i].moved = True      # as far as we know
             subscription.roots[i].elsewhere = True
+            if subscription.roots[i].held.size > HELD_MAX:
+                buffer_free(&subscription.roots[i].held)    # more is lost of what comes next, else
             root_push(core, &subscription.roots[i])
         subscription = subscription.next
 
@@ -321,14 +323,14 @@ cdef void handle(Reader *reader, const inotify_event *event) noexcept nogil:
     cdef Core *core = reader.core
     cdef WdEntry *entry
     cdef uint32_t node, after, serial
-    if event.wd == core.fence_wd:
+    if event.wd == core.fence_wd and not event.mask & IN_Q_OVERFLOW:
         if not event.mask & IN_IGNORED:
             fence_pass(core)
             settle(reader)
         return
     reader.handled += 1
     reader.number += 1
-    if event.mask & IN_Q_OVERFLOW:
+    if event.mask & IN_Q_OVERFLOW:          # with -1 for a watch descriptor
         overflow(reader)
         return
     entry = wd_find(core, event.wd)

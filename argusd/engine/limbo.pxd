@@ -8,6 +8,7 @@ from argusd.includes.linux cimport inotify_event
 
 cdef enum:
     UNWATCHED_NS = 50 * 1000 * 1000     # of another one, unless it left, the other half of the same system call
+    HELD_MAX = 4 * 1024 * 1024          # bytes of events held back for one moved directory or subject path
 
 cdef struct Held:
     uint32_t node
@@ -28,6 +29,7 @@ cdef Limbo *displaced_at(Core *core, uint32_t parent, const char *name, size_t s
 cdef Limbo *displaced_by(Core *core, uint32_t claim, const Root *root) noexcept nogil
 cdef Limbo *displaced_as(Core *core, uint32_t node) noexcept nogil
 cdef bint went_back(Core *core, uint32_t node) noexcept nogil
+cdef bint is_full(Core *core, const Buffer *events) noexcept nogil
 cdef void hold(Core *core, Buffer *events, uint32_t node, const inotify_event *event) noexcept nogil
 cdef bint comes_later(Core *core, const Limbo *limbo) noexcept nogil
 cdef bint is_at(Core *core, const Look *look) noexcept nogil

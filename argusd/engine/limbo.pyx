@@ -23,7 +23,6 @@ from argusd.includes.pthread cimport pthread_cond_signal
 
 
 cdef enum:
-    HELD_MAX = 4 * 1024 * 1024      # bytes of events held back for one moved directory or subject path
     WATCHED_NS = 500 * 1000 * 1000  # of a moved or overwritten directory with a watch another event is sure to come
 
 
@@ -178,10 +177,15 @@ cdef bint went_back(Core *core, uint32_t node) noexcept nogil:
     return True
 
 
+cdef bint is_full(Core *core, const Buffer *events) noexcept nogil:
+    """Can no more be held back? Then events are lost."""
+    core.spilled = core.spilled or events.size > HELD_MAX
+    return events.size > HELD_MAX
+
+
 cdef void hold(Core *core, Buffer *events, uint32_t node, const inotify_event *event) noexcept nogil:
     cdef Held held
-    if events.size > HELD_MAX:
-        core.spilled = True
+    if is_full(core, events):
         return
     held.node = node
     held.serial = core.nodes[node].serial

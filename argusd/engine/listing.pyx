@@ -93,7 +93,20 @@ cdef void mark_old(Core *core, int directory, char *entries, long size) noexcept
         entry.d_type = OLD_DIRECTORY if S_ISDIR(status.stx_mode) else OLD_FILE
 
 
-cdef void note_entries(Walk *walk, uint32_t node, int fd, const char *entries, long size) noexcept nogil:
+cdef void find_types(int directory, char *entries, long size) noexcept nogil:
+    """Some file systems do not say in a listing what is a directory: ask, without the lock."""
+    cdef dirent64 *entry
+    cdef char *end = entries + size
+    cdef stat_t status
+    while entries < end:
+        entry = <dirent64 *>entries
+        entries += entry.d_reclen
+        if entry.d_type == DT_UNKNOWN and fstatat(directory, entry.d_name, &status, AT_SYMLINK_NOFOLLOW) == 0 and (
+                S_ISDIR(status.st_mode)):
+            entry.d_type = DT_DIR
+
+
+cdef void note_entries(Walk *walk, uint32_t node, const char *entries, long size) noexcept nogil:
     """Take one read of a directory into the tree; called with the lock held."""
     cdef Core *core = walk.core
     cdef Root *root = core.nodes[node].root
@@ -104,7 +117,6 @@ cdef void note_entries(Walk *walk, uint32_t node, int fd, const char *entries, l
         subscription.max_depth == 0 or depth < <uint32_t>subscription.max_depth)
     cdef const dirent64 *entry
     cdef const char *end = entries + size
-    cdef stat_t status
     cdef size_t length
     cdef bint directory
     cdef uint32_t child
@@ -115,8 +127,6 @@ cdef void note_entries(Walk *walk, uint32_t node, int fd, const char *entries, l
         if entry.d_name[0] == c'.' and (length == 1 or (length == 2 and entry.d_name[1] == c'.')):
             continue
         directory = entry.d_type == DT_DIR or entry.d_type == OLD_DIRECTORY
-        if entry.d_type == DT_UNKNOWN:
-            directory = fstatat(fd, entry.d_name, &status, AT_SYMLINK_NOFOLLOW) == 0 and S_ISDIR(status.st_mode)
         if entry.d_type == OLD_FILE:
             continue
         child = node_find(core, node, entry.d_name, length) if directory else 0
@@ -183,11 +193,12 @@ cdef void list_open(Walk *walk, uint32_t node, uint32_t serial, int reading, int
         reads += 1
         if size <= 0:
             break
+        find_types(reading, walk.entries, size)
         if repair:
             mark_old(core, reading, walk.entries, size)
         core_lock(core)
         if node_is(core, node, serial) and core.nodes[node].wd == wd:
-            note_entries(walk, node, reading, walk.entries, size)
+            note_entries(walk, node, walk.entries, size)
         core_unlock(core)
     if reading >= 0:
         if alone and walk.stack_count > stacked:

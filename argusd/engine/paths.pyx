@@ -14,7 +14,7 @@ from argusd.engine.anchors cimport anchor_first
 from argusd.engine.changes cimport end_node, node_event
 from argusd.engine.core cimport NODE_DEPARTED, TRIGGER_DIRECTORY, TRIGGER_LAST, TRIGGER_MOVED, TRIGGER_OVER, Anchor
 from argusd.engine.following cimport follow
-from argusd.engine.limbo cimport Held
+from argusd.engine.limbo cimport Held, is_full
 from argusd.engine.opening cimport same_file
 from argusd.engine.report cimport emit_subject
 from argusd.engine.tree cimport is_ahead, node_free_below, node_free_tree, node_is
@@ -36,6 +36,9 @@ from argusd.includes.linux cimport (
     statx_t,
 )
 
+
+cdef enum:
+    TRIGGERS_MAX = 65536            # arrivals at a path before it is judged that are told one by one
 
 cdef size_t NEVER = <size_t>-1
 
@@ -72,10 +75,12 @@ cdef bint followed(Reader *reader, Anchor *anchor, const inotify_event *event) n
     return False
 
 
-cdef void note_path(Root *root, bint there) noexcept nogil:
+cdef void note_path(Core *core, Root *root, bint there) noexcept nogil:
     """Among the events that are held back: from here on something is at the path, or nothing."""
     cdef Held held
     cdef inotify_event event
+    if is_full(core, &root.held):
+        return
     memset(&held, 0, sizeof(held))
     memset(&event, 0, sizeof(event))
     held.serial = there
@@ -93,7 +98,8 @@ cdef void trigger(Reader *reader, Anchor *anchor, const inotify_event *event) no
     if event.mask & (IN_CREATE | IN_MOVED_TO):
         kind = ((TRIGGER_LAST if anchor.last else 0) | (TRIGGER_MOVED if event.mask & IN_MOVED_TO else 0)
                 | (TRIGGER_DIRECTORY if event.mask & IN_ISDIR else 0) | (TRIGGER_OVER if anchor.present else 0))
-        buffer_add(&root.triggers, &kind, 1)
+        if root.triggers.size < TRIGGERS_MAX:
+            buffer_add(&root.triggers, &kind, 1)
         anchor.present = True
     else:
         anchor.present = False
@@ -106,7 +112,7 @@ cdef void trigger(Reader *reader, Anchor *anchor, const inotify_event *event) no
     if kind:
         root.back_at = root.held.size
     if root.next_top:
-        note_path(root, kind != 0)
+        note_path(core, root, kind != 0)
     root.moved = root.moved or not anchor.last or (event.mask & IN_MOVED_FROM) != 0
     root.elsewhere = root.elsewhere or not anchor.own or (event.mask & IN_MOVED_FROM) != 0
     root_push(core, root)
@@ -238,7 +244,7 @@ cdef void judge(Reader *reader, Root *root) noexcept nogil:
     cdef uint32_t next_top = root.next_top
     cdef Buffer held = root.held, triggers = root.triggers
     cdef bint left = root.left and root.follow_fd < 0   # what is followed is never elsewhere
-    cdef size_t left_at = root.left_at if left else held.size
+    cdef size_t left_at = min(root.left_at, held.size) if left else held.size
     cdef size_t back_at = min(root.back_at, held.size) if left else held.size   # events that told it may be lost
     cdef bint known = root.known.valid, other       # before the file's own end is handled
     root_settled(core, root)

@@ -324,7 +324,7 @@ cdef void settle_own(Core *core, Root *root, const Search *search) noexcept nogi
     core_unlock(core)
 
 
-cdef uint32_t take_result(Walk *walk, Root *root, Search *search, int *error) noexcept nogil:
+cdef uint32_t take_result(Walk *walk, Root *root, Search *search, const Identity *found, int *error) noexcept nogil:
     """Put what a look-up found, or that it found nothing, into the root. With the lock held; a node to be listed."""
     cdef Core *core = walk.core
     cdef uint32_t node = 0
@@ -336,7 +336,7 @@ cdef uint32_t take_result(Walk *walk, Root *root, Search *search, int *error) no
         root.directory = search.directory
         root.real.size = 0
         buffer_add(&root.real, search.real.data, search.real.size)
-        identify(search.fd, &root.found)
+        root.found = found[0]
         node = arm_found(walk, root, search, error)
     elif root.next_top:
         node_free_tree(core, root.next_top)
@@ -457,6 +457,7 @@ cdef int look_up(Walk *walk, Root *root) noexcept nogil:
     """
     cdef Core *core = walk.core
     cdef Search search
+    cdef Identity found
     cdef uint32_t node = 0, serial = 0
     cdef int wd = -1, tries = 0, unguarded = 0, error = walk_enter(walk, root)
     cdef bint tree
@@ -476,11 +477,13 @@ cdef int look_up(Walk *walk, Root *root) noexcept nogil:
         error = ENOTDIR
     if root.subscription.guard != NULL and (not error or is_missing(error)):
         unguarded = hand_over(walk, root, &search, error)
+    if not error:
+        identify(search.fd, &found)
     core_lock(core)
     if root.subscription.cancelled:
         error = ESRCH
     else:
-        node = take_result(walk, root, &search, &error)
+        node = take_result(walk, root, &search, &found, &error)
         if node:
             serial = core.nodes[node].serial
             wd = core.nodes[node].wd

@@ -295,6 +295,8 @@ cdef void wait_for_reader(Core *core) noexcept nogil:
     while not passed and not load_int(&core.stopping):
         usleep(200)
         core_lock(core)
+        if core.fence_wd < 0:
+            fence_place(core)               # there is nothing to mark it with yet
         passed = core.fence_passed >= fence
         core_unlock(core)
 

@@ -4,7 +4,7 @@
 There is one for local file systems, and one for all whose server may keep an open waiting (see responder.pyx).
 """
 
-from libc.errno cimport EIO, ENOMEM, errno
+from libc.errno cimport EINVAL, EIO, ENOMEM, EPERM, errno
 from libc.stdlib cimport calloc, free
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport getpid
@@ -185,8 +185,8 @@ cdef int group_open(Group *group) noexcept nogil:
     cdef unsigned int flags = FAN_CLASS_CONTENT | FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS
     cdef int event_flags = O_RDONLY | O_LARGEFILE | O_CLOEXEC | O_NONBLOCK | O_NOATIME
     group.fd = fanotify_init(flags | FAN_ENABLE_AUDIT, <unsigned int>event_flags)
-    if group.fd < 0:
-        group.no_audit = errno      # EPERM: no CAP_AUDIT_WRITE; EINVAL: a kernel without audit
+    if group.fd < 0 and (errno == EPERM or errno == EINVAL):
+        group.no_audit = errno      # no CAP_AUDIT_WRITE, or a kernel without audit
         group.fd = fanotify_init(flags, <unsigned int>event_flags)
     if group.fd >= 0:
         group.fd = group_fd_last(group.fd)

@@ -58,10 +58,12 @@ from argusd.includes.fanotify cimport (
     fanotify_response,
 )
 from argusd.includes.linux cimport (
+    F_GETFD,
     POLLIN,
     PRIO_PROCESS,
     SYS_gettid,
     close,
+    fcntl,
     poll,
     pollfd,
     read,
@@ -100,7 +102,10 @@ cdef void answer(Group *group, const Asked *asked) noexcept nogil:
     response.response = FAN_DENY if asked.denied else FAN_ALLOW
     if asked.audit:
         response.response |= FAN_AUDIT
-    write(group.fd, &response, sizeof(response))    # ENOENT: the process was killed while it waited
+    if write(group.fd, &response, sizeof(response)) < 0 and errno == EINVAL and asked.audit:
+        response.response &= ~<uint32_t>FAN_AUDIT   # a group that may not audit: the process waits for any answer
+        write(group.fd, &response, sizeof(response))
+    # ENOENT: the process was killed while it waited.
 
 
 cdef bint is_check(Group *group, const Asked *asked) noexcept nogil:
@@ -263,7 +268,8 @@ cdef void take_batch(Responder *responder, ssize_t size) noexcept nogil:
     cdef char *at = <char *>responder.events
     cdef fanotify_event_metadata *event
     if size < 0:
-        if errno == EBADF or errno == EINVAL:
+        # Opening the file for us may fail with any error that its file system likes: that is not the group's.
+        if errno == EBADF and fcntl(group.fd, F_GETFD) < 0:
             give_up(group)
         elif errno != EAGAIN and errno != EINTR:
             add_u64(&group.failed, 1)               # the kernel has denied it
