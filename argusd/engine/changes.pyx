@@ -75,7 +75,16 @@ from argusd.engine.tree cimport (
     other_place,
 )
 from argusd.engine.window cimport window_add, window_find, window_free, window_name
-from argusd.engine.work cimport job_push, look_disturb, recent_add, recent_has, root_push, swap_push, told_hash
+from argusd.engine.work cimport (
+    job_push,
+    look_disturb,
+    recent_add,
+    recent_has,
+    retry_push,
+    root_push,
+    swap_push,
+    told_hash,
+)
 from argusd.includes.linux cimport (
     IN_ATTRIB,
     IN_CREATE,
@@ -256,7 +265,9 @@ cdef void moved_to(Reader *reader, uint32_t parent, const inotify_event *event, 
         node = limbo.node if limbo != NULL else claimed.rival
         if limbo != NULL:
             deferred = limbo_take(core, limbo)
-    if may_enter(core, parent, event.name, size):
+    if node_below(core, parent, node):      # events were lost: no directory moves into itself
+        node_free_tree(core, node)
+    elif may_enter(core, parent, event.name, size):
         depth = node_depth(core, node)
         node_move(core, node, parent, event.name, size)
         fit(core, node, depth)
@@ -300,9 +311,11 @@ cdef bint take_over(Reader *reader, Look *look) noexcept nogil:
         node_free_tree(core, node)
     elif core.nodes[node].wd != look.wd and not reclaim(reader, node, look.wd):
         other = other_place(core, node, look.wd)
-        if other:
+        if other and look.found.valid:
             job_push(core, node)
             proven = True
+        elif other:
+            retry_push(core, node)
         else:
             if core.nodes[node].wd >= 0:
                 node_free_below(core, node)
@@ -451,12 +464,12 @@ cdef void node_event(Reader *reader, uint32_t node, const inotify_event *event) 
         if core.nodes[node].parent == 0 or not reader.stale:
             move_self(reader, node, event)
         return
-    if root.unsure:
-        hold(core, &root.held, node, event)
-        return
     if core.nodes[node].flags & NODE_DEPARTED:
         if event.mask & (IN_DELETE_SELF | IN_ATTRIB):
             report(reader, node, event, size)
+        return
+    if root.unsure:
+        hold(core, &root.held, node, event)
         return
     if core.limbo != NULL:
         limbo = limbo_of(core, node)

@@ -175,7 +175,7 @@ cdef struct Job:
 # Names in a directory that is being searched; see Window.
 cdef struct Name:
     char *bytes
-    unsigned char size
+    unsigned short size
     bint seen                   # an event has named it
     bint directory
 
@@ -199,6 +199,7 @@ cdef struct Swap:
     uint32_t serial
     uint64_t fence              # 0 until the listing is done
     bint taken                  # by the walker
+    uint32_t times              # that it was swapped before then
     Name *names
     uint32_t count
     uint32_t capacity
@@ -293,6 +294,7 @@ cdef struct Core:
     uint64_t fence_first        # number of the first mark since some were lost
     uint64_t fence_passed       # number of the last mark that the reader came by
     uint64_t event_passed       # that number when the event at hand came
+    uint64_t fence_sweep        # when those that have passed are to be forgotten
     int reading                 # the reader may have a batch at hand
     int way                     # into containers, see entering.pxd
     int shared                  # threads that walk could not get a working directory of their own
@@ -326,6 +328,7 @@ cdef struct Core:
     uint32_t job_count
     uint32_t job_capacity
     int working                 # jobs and first walks that are being carried out
+    uint32_t turn               # of the walker: nothing that it does keeps it from the rest
 
     Root *root_first            # look-ups to be done
     Root *root_last
@@ -335,6 +338,7 @@ cdef struct Core:
     bint unmarked               # an overflow has come, and no node was marked for its sake yet
     int repairing               # roots whose trees are still to be brought up to date after an overflow
     bint repair                 # an overflow is being repaired
+    int64_t repaired_ns         # since when no root is left to be, by the monotonic clock
     int64_t repair_since_ns     # files born before are not new
     uint64_t *recent            # hashes of (watch descriptor, name) that were reported as created since then
     uint32_t recent_count

@@ -6,6 +6,7 @@ system is asked, nor while Python runs.
 """
 
 from libc.errno cimport ENOMEM, errno
+from libc.stdint cimport int32_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport atoi, calloc, free, realloc
 from libc.string cimport memcpy, memset
@@ -56,6 +57,7 @@ from argusd.includes.pthread cimport (
 
 cdef enum:
     PACE_MAX = 64               # of a queue of the default length
+    SWEEP = 1 << 30             # marks from one sweep to the next
     LARGE_BLOCK = 128 * 1024    # bytes that are worth a mapping of their own, as the C library has it at first
 
 
@@ -161,7 +163,9 @@ cdef uint64_t fence_if_needed(Core *core) noexcept nogil:
     """A mark before what comes now, or 0 when every event from before has been handled already. With the lock held."""
     cdef int waiting = 0
     # FIONREAD takes half the time of poll(2). It adds up what is in the queue: next to nothing when nobody reads it.
-    if load_int(&core.reading) or ioctl(core.inotify_fd, FIONREAD, &waiting) != 0 or waiting:
+    # What the reader takes before that is at hand afterwards, for it waits for the lock.
+    if (load_int(&core.reading) or ioctl(core.inotify_fd, FIONREAD, &waiting) != 0 or waiting
+            or load_int(&core.reading)):
         return fence_place(core)
     return 0
 
@@ -199,6 +203,26 @@ cdef void fence_pass(Core *core) noexcept nogil:
     """The next mark has come out of the queue."""
     core.fence_passed = max(core.fence_passed + 1, core.fence_first)
     core.event_passed = core.fence_passed
+    if core.fence_passed >= core.fence_sweep:
+        marks_sweep(core)
+
+
+cdef void marks_sweep(Core *core) noexcept nogil:
+    """Forget which marks have passed, before what is kept of their numbers turns over."""
+    cdef Anchor *anchor
+    cdef uint32_t i
+    for i in range(1, core.node_end):
+        if <int32_t>(core.nodes[i].mark - <uint32_t>core.fence_passed) <= 0:
+            core.nodes[i].mark = 0
+        if <int32_t>(core.nodes[i].listed - <uint32_t>core.fence_passed) <= 0:
+            core.nodes[i].listed = 0
+    for i in range(ANCHOR_BUCKETS):
+        anchor = core.anchors[i]
+        while anchor != NULL:
+            if <int32_t>(anchor.mark - <uint32_t>core.fence_passed) <= 0:
+                anchor.mark = 0
+            anchor = anchor.next_on_wd
+    core.fence_sweep = core.fence_passed + SWEEP
 
 
 cdef inline uint64_t mix(uint64_t value) noexcept nogil:

@@ -5,12 +5,13 @@ The walker may be ahead of the reader: what it finds at a name may be there beca
 queue. So nothing is believed against the tree before a mark that is placed now has come out of the queue.
 """
 
-from libc.errno cimport ENOENT, ENOMEM
+from libc.errno cimport ENOENT, ENOMEM, ESTALE
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
 from argusd.engine.core cimport (
     NODE_DISPLACED,
+    NODE_INDEXED,
     NODE_LIMBO,
     NODE_MOVED,
     NODE_ORPHAN,
@@ -96,7 +97,9 @@ cdef void move_here(Walk *walk, const Look *look, uint32_t other) noexcept nogil
     core_lock(core)
     if fd >= 0 or not node_is(core, node, look.serial):
         return
-    if not node_is(core, other, other_serial) or core.nodes[other].wd != wd or not look.still:
+    if (not node_is(core, other, other_serial) or core.nodes[other].wd != wd or not is_at(core, look)
+            or not (is_absence(-fd) or fd == -ESTALE)
+            or node_below(core, node, other) or node_below(core, other, node)):
         retry_push(core, node)
         return
     wd_detach(core, node)
@@ -105,7 +108,10 @@ cdef void move_here(Walk *walk, const Look *look, uint32_t other) noexcept nogil
     core.nodes[node].flags |= core.nodes[other].flags & NODE_QUIET
     while core.nodes[other].first_child:
         child = core.nodes[other].first_child
-        node_move(core, child, node, core.nodes[child].name, core.nodes[child].name_size)
+        if core.nodes[child].flags & NODE_INDEXED:
+            node_move(core, child, node, core.nodes[child].name, core.nodes[child].name_size)
+        else:                           # on the move, or gone: what comes to that is found by the listing
+            node_free_tree(core, child)
     fit(core, node, node_depth(core, other))
     core.nodes[node].flags |= NODE_RELIST
     job_push(core, node)

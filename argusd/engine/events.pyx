@@ -22,6 +22,7 @@ from argusd._records cimport buffer_free, stamp_set
 from argusd.engine.core cimport (
     ANCHORED,
     LOOKED,
+    NODE_DEPARTED,
     NODE_ENDING,
     NOISY,
     NOTICE_OVERFLOW,
@@ -90,6 +91,7 @@ cdef enum:
     BUSY = 16                       # events in one read from which on the next is put off, so that it brings more
     FEW = 2                         # so many in a read that was put off are enough to put off the next one as well
     NAP_US = 1000
+    WINDOWS_NS = 2000000000         # after all has been listed: new directories may come without end
     CLOSE_NS = 500 * 1000           # reads that follow each other so closely bring FEW in the time of a nap
     BIRTH_NS = 100 * 1000 * 1000    # at most between a file's time of birth and its event
 
@@ -110,7 +112,7 @@ cdef void ignored(Reader *reader, WdEntry *entry, const inotify_event *event) no
     while node:
         after = core.nodes[node].next_on_wd
         serial = core.nodes[after].serial if after else 0
-        if core.nodes[node].root.unsure:
+        if core.nodes[node].root.unsure and not core.nodes[node].flags & NODE_DEPARTED:
             core.nodes[node].flags |= NODE_ENDING
             hold(core, &core.nodes[node].root.held, node, event)
         else:
@@ -120,8 +122,10 @@ cdef void ignored(Reader *reader, WdEntry *entry, const inotify_event *event) no
 
 cdef void tell_swap(Reader *reader, Swap *swap) noexcept nogil:
     """A volume's ..data was swapped: what is reached through it is new."""
-    cdef uint32_t i
-    if node_is(reader.core, swap.node, swap.serial):
+    cdef uint32_t i, _time
+    if not node_is(reader.core, swap.node, swap.serial):
+        return
+    for _time in range(swap.times):
         for i in range(swap.count):
             emit(reader, swap.node, IN_MODIFY, False, swap.names[i].bytes, swap.names[i].size)
 
@@ -222,8 +226,11 @@ cdef void settle(Reader *reader) noexcept nogil:
         limbo = next_limbo
     settle_looks(reader)
     settle_retries(reader)
-    if core.repair and core.repairing == 0 and core.windows == NULL:
-        end_repair(core)
+    if core.repair and core.repairing == 0:
+        if core.repaired_ns == 0:
+            core.repaired_ns = monotonic_ns()
+        if core.windows == NULL or monotonic_ns() - core.repaired_ns > WINDOWS_NS:
+            end_repair(core)
 
 
 cdef void drop_limbo(Core *core) noexcept nogil:
@@ -242,6 +249,7 @@ cdef void begin_repair(Reader *reader) noexcept nogil:
     cdef Subscription *subscription = core.subscriptions
     cdef int i
     core.unmarked = True
+    core.repaired_ns = 0
     if not core.repair:
         core.repair = True
         core.repair_since_ns = reader.last_ns - BIRTH_NS
@@ -251,7 +259,7 @@ cdef void begin_repair(Reader *reader) noexcept nogil:
     while subscription != NULL:
         subscription.place.mounts_doubt = True          # what tells the end of a file system may be lost as well
         for i in range(subscription.root_count):
-            if not subscription.roots[i].rescan:
+            if not subscription.roots[i].rescan and not subscription.roots[i].arming:   # its marks are enough then
                 subscription.roots[i].rescan = True
                 core.repairing += 1
             subscription.roots[i].moved = True      # as far as we know
@@ -264,6 +272,7 @@ cdef void begin_repair(Reader *reader) noexcept nogil:
 
 cdef void end_repair(Core *core) noexcept nogil:
     core.repair = False
+    core.repaired_ns = 0
     free(core.recent)
     core.recent = NULL
     core.recent_count = 0

@@ -16,7 +16,7 @@ from argusd.engine.core cimport (
     name_hash,
 )
 from argusd.engine.extent cimport fit
-from argusd.engine.tree cimport node_depth, node_free_tree, node_is, node_replace, node_unindex
+from argusd.engine.tree cimport node_below, node_depth, node_free_tree, node_is, node_replace, node_unindex
 from argusd.engine.work cimport job_push
 from argusd.includes.linux cimport IN_MOVED_TO
 from argusd.includes.pthread cimport pthread_cond_signal
@@ -165,7 +165,8 @@ cdef bint went_back(Core *core, uint32_t node) noexcept nogil:
     cdef uint32_t place, depth
     if limbo == NULL:
         return False
-    if not node_is(core, limbo.node, limbo.serial):     # to where nothing is watched
+    # Where it was is not watched, or what we know of it is wrong.
+    if not node_is(core, limbo.node, limbo.serial) or node_below(core, limbo.node, node):
         limbo_free(core, limbo)
         node_free_tree(core, node)
         return True

@@ -12,6 +12,7 @@ from argusd.engine.core cimport (
     DEPTH_MAX,
     NODE_CREATED,
     NODE_QUEUED,
+    NODE_RELIST,
     NODE_RESCAN,
     NODE_UNLISTED,
     NOISY,
@@ -221,6 +222,7 @@ cdef void listing_done(Walk *walk, uint32_t node, uint32_t serial, int reads, in
             window.fence = fence_place(core)
         window = window.next
     if error and node_is(core, node, serial):
+        core.nodes[node].flags |= NODE_RELIST
         failed(walk, node, error)
     echoes_end(core, walk, reads)
     core_unlock(core)

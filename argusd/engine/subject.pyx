@@ -338,6 +338,8 @@ cdef uint32_t take_result(Walk *walk, Root *root, Search *search, const Identity
         buffer_add(&root.real, search.real.data, search.real.size)
         root.found = found[0]
         node = arm_found(walk, root, search, error)
+        if is_transient(error[0]):
+            root.found = root.known
     elif root.next_top:
         node_free_tree(core, root.next_top)
     if walk.initial:

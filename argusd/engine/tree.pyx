@@ -28,6 +28,7 @@ from argusd.engine.core cimport (
 
 
 cdef enum:
+    NAME_LONGEST = 255              # bytes of a name (NAME_MAX)
     PATH_LONGEST = 4095             # bytes of a path that the kernel takes (PATH_MAX without the zero byte)
     PATH_BEGIN = 1024               # bytes that are kept of the beginning of a longer one
     PATH_FIRST = 512                # and so many names that can be: each has one byte at the least, and a slash
@@ -407,6 +408,8 @@ cdef void node_path(Core *core, uint32_t node, Buffer *out) noexcept nogil:
 
 cdef bint is_ignored(const Subscription *subscription, const char *name, size_t size) noexcept nogil:
     cdef int i
+    if size > NAME_LONGEST:                 # some file systems have such names; no path that we keep can
+        return True
     for i in range(subscription.ignored_count):
         if strlen(subscription.ignored[i]) == size and memcmp(subscription.ignored[i], name, size) == 0:
             return True

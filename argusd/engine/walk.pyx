@@ -13,7 +13,7 @@ Facts about path lookup that shape this file:
   directory, which makes inotify_add_watch cheap, is put back.
 """
 
-from libc.errno cimport EACCES, ELOOP, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESRCH, ESTALE
+from libc.errno cimport EACCES, EAGAIN, ELOOP, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESRCH, ESTALE
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset, strlen
@@ -22,6 +22,7 @@ from argusd._records cimport buffer_add, buffer_free, buffer_room
 from argusd.engine.core cimport (
     ANCHORED,
     LOOKED,
+    NODE_ORPHAN,
     NOTICE_LIMIT,
     RELEASED,
     WdEntry,
@@ -132,6 +133,8 @@ cdef bint path_to(Walk *walk, uint32_t node) noexcept nogil:
     cdef uint32_t at = node
     cdef char *end
     while core.nodes[at].parent:
+        if core.nodes[at].flags & NODE_ORPHAN:
+            return False                # no path leads there any more
         size += <size_t>core.nodes[at].name_size + 1
         at = core.nodes[at].parent
     walk.path.size = 0
@@ -313,6 +316,8 @@ cdef void failed(Walk *walk, uint32_t node, int error) noexcept nogil:
         if error == EACCES and not walk.unreadable.size:
             node_path(walk.core, node, &walk.unreadable)
         notice_push(walk.core, NOTICE_LIMIT, walk.core.nodes[node].root.subscription.number, error, 0, node)
+        if not walk.initial and (error == EMFILE or error == ENFILE or error == ENOMEM):
+            retry_push(walk.core, node)     # later and later
 
 
 cdef bint is_absence(int error) noexcept nogil:
@@ -329,7 +334,7 @@ cdef void lost(Walk *walk, Look *look, int error) noexcept nogil:
     cdef uint32_t node = look.node, parent
     core_lock(core)
     if node_is(core, node, look.serial):
-        if is_absence(error) or error == ESTALE:
+        if is_absence(error) or error == ESTALE or error == EAGAIN:
             retry_push(core, node)
             parent = core.nodes[node].parent
             if core.nodes[node].attempts > 2 and parent and core.nodes[parent].attempts < core.nodes[node].attempts:

@@ -76,6 +76,7 @@ from argusd.includes.pthread cimport (
 
 cdef enum:
     PATH_SIZE = 4096
+    STRETCH_NS = 50 * 1000 * 1000   # of work; then what is due by time has its turn, and watches are given back
     SLICE = 4096                    # nodes that are marked with the lock held
 
 
@@ -110,8 +111,7 @@ cdef void do_root(Walk *walk, Root *root) noexcept nogil:
     lost = root.rescan
     root.rescan = False             # events that are lost from here on need another repair
     core_unlock(core)
-    if lost:
-        mark_all(core)
+    mark_all(core)
     core_lock(core)
     top = root.next_top if root.next_top else root.top
     serial = core.nodes[top].serial
@@ -180,7 +180,7 @@ cdef bint swap_add(Swap *swap, const char *name) noexcept nogil:
     swap.names[swap.count].bytes = strdup(name)
     if swap.names[swap.count].bytes == NULL:
         return False
-    swap.names[swap.count].size = <unsigned char>strlen(name)
+    swap.names[swap.count].size = <unsigned short>strlen(name)
     swap.count += 1
     return True
 
@@ -270,7 +270,8 @@ cdef bint work_once(Walk *walk) noexcept nogil:
     cdef Subscription *subscription
     cdef Swap *swap
     cdef bint more
-    if core.root_first != NULL:
+    core.turn += 1
+    if core.root_first != NULL and (core.turn & 1 or not core.job_count):
         root = core.root_first
         core.root_first = root.next_queued
         if core.root_first == NULL:
@@ -280,7 +281,7 @@ cdef bint work_once(Walk *walk) noexcept nogil:
         root.subscription.users += 1
         pthread_mutex_unlock(&core.data)
         do_root(walk, root)
-    elif core.job_count:
+    elif core.job_count and (core.turn & 6 or next_swap(core) == NULL):
         job = core.jobs[core.job_first]
         core.job_first = (core.job_first + 1) % core.job_capacity
         core.job_count -= 1
@@ -332,14 +333,18 @@ cdef void *walker(void *argument) noexcept nogil:
     """The life of the walker thread: what the reader found changed, mounts, and watches that nobody uses any more."""
     cdef Core *core = <Core *>argument
     cdef Walk walk
-    cdef int64_t mounts_ns
+    cdef int64_t mounts_ns, begun_ns
+    cdef bint busy
     cdef int error = walk_init(&walk, core)
     # The reader may wait for the lock while this thread has it: it must not lose the processor then. May fail.
     setpriority(PRIO_PROCESS, <unsigned int>syscall(SYS_gettid), -19)
     pthread_mutex_lock(&core.data)
     while not error and not core.stopping:
         core.working += 1
-        while not core.stopping and work_once(&walk):
+        begun_ns = monotonic_ns()
+        busy = True
+        while busy and not core.stopping and monotonic_ns() - begun_ns < STRETCH_NS:
+            busy = work_once(&walk)
             walk.error = 0
         core.working -= 1
         if core.stopping:
@@ -349,6 +354,11 @@ cdef void *walker(void *argument) noexcept nogil:
             pthread_mutex_unlock(&core.data)
             mounts_check(&walk)
             pthread_mutex_lock(&core.data)
+        elif busy:
+            drop_stale(core)
+            place_due(core, monotonic_ns())
+            if not core.repair:
+                remove_watches(core)
         else:
             wait_for_work(core, mounts_ns)
     pthread_mutex_unlock(&core.data)

@@ -101,7 +101,7 @@ cdef Name *window_add(Core *core, Window *window, const char *name, size_t size,
         return NULL
     memcpy(grown.bytes, name, size)
     grown.bytes[size] = 0
-    grown.size = <unsigned char>size
+    grown.size = <unsigned short>size
     grown.directory = directory
     grown.seen = False
     window.count += 1

@@ -288,14 +288,20 @@ cdef void root_settled(Core *core, Root *root) noexcept nogil:
 
 cdef void swap_push(Core *core, uint32_t node) noexcept nogil:
     """Have the walker find the links through ..data in a directory where that was swapped."""
-    cdef Swap *swap = <Swap *>calloc(1, sizeof(Swap))
+    cdef Swap *swap
     cdef Swap **end = &core.swaps
+    while end[0] != NULL:
+        swap = end[0]
+        if swap.node == node and swap.serial == core.nodes[node].serial and not swap.taken:
+            swap.times += 1
+            return
+        end = &swap.next
+    swap = <Swap *>calloc(1, sizeof(Swap))
     if swap == NULL:
         return
     swap.node = node
     swap.serial = core.nodes[node].serial
-    while end[0] != NULL:
-        end = &end[0].next
+    swap.times = 1
     end[0] = swap
     pthread_cond_signal(&core.work)
 
