@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from argusd.proto import argus_pb2
 from tests.daemon import COMMAND, ROOT, WAIT_S, Daemon
+from tests.grpc.conftest import Workload
 
 STOP_S: Final = 5.0
 
@@ -71,18 +73,37 @@ def test_a_stream_that_nobody_reads_does_not_hold_it_up(pod: Callable[[], int], 
         assert daemon.stop(STOP_S) == 0
 
 
-def test_events_without_end_do_not_hold_it_up(pod: Callable[[], int], tmp_path: Path) -> None:
+@contextlib.contextmanager
+def flood(folder: Path) -> Iterator[None]:
     writes = 'while :; do : > "$0/a"; : > "$0/b"; done'
+    floods = [subprocess.Popen(["sh", "-c", writes, folder]) for _ in range(4)]
+    try:
+        yield
+    finally:
+        for process in floods:
+            process.kill()
+            process.wait()
+
+
+def test_events_without_end_do_not_hold_it_up(pod: Callable[[], int], tmp_path: Path) -> None:
     with Daemon("-log=json") as daemon:
         daemon.create_watch(pod(), str(tmp_path), event=["all"])
-        floods = [subprocess.Popen(["sh", "-c", writes, tmp_path]) for _ in range(4)]
-        try:
+        with flood(tmp_path):
             daemon.wait_for_text('"event":"CLOSE_WRITE"')
             assert daemon.stop(STOP_S) == 0
-        finally:
-            for flood in floods:
-                flood.kill()
-                flood.wait()
+        assert '"message":"Stopped"' in daemon.lines[-1]
+
+
+def test_containers_that_end_with_it_do_not_hurt(workload: Workload, tmp_path: Path) -> None:
+    with Daemon("-log=json") as daemon:
+        pods = [workload.start() for _ in range(40)]
+        for number, pid in enumerate(pods):
+            daemon.create_watch(pid, str(tmp_path), event=["all"], podName=f"pod{number}", name=f"w{number}")
+        with flood(tmp_path):
+            daemon.wait_for_text('"event":"CLOSE_WRITE"')
+            daemon.process.send_signal(signal.SIGTERM)
+            workload.end_all()
+            assert daemon.stop(STOP_S) == 0
         assert '"message":"Stopped"' in daemon.lines[-1]
 
 

@@ -461,6 +461,8 @@ def test_drops_stay_known_after_close(pipe: Pipe) -> None:
     write(output, b"lost\n")
     assert output.close(TIMEOUT_S)
     assert output.dropped() == 1
+    write(output, b"late\n")
+    assert output.dropped() == 2
 
 
 def test_no_descriptor_or_thread_is_left(tmp_path: Path, pipe: Pipe) -> None:
