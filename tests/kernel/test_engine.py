@@ -36,24 +36,6 @@ for round in range(rounds):
 """
 
 
-# Exchanges two directories so often, and writes in both of them meanwhile.
-RESTLESS = """
-import ctypes, os, sys
-libc = ctypes.CDLL(None)
-path, other = map(os.fsencode, sys.argv[1:3])
-for _ in range(int(sys.argv[3])):
-    libc.renameat2(-100, path, -100, other, 2)
-    for folder in path, other:
-        os.close(os.open(folder + b"/" + b"x" * 200, os.O_WRONLY | os.O_CREAT))
-"""
-EXCHANGES = 100_000
-
-
-def resident_kib() -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0])
-
-
 @contextlib.contextmanager
 def sysctl(name: str, value: int) -> Iterator[None]:
     """Another value of fs.inotify's ``name`` for a while."""
@@ -313,20 +295,6 @@ def test_an_unknown_subscription_or_counter_is_an_error(watching: Watching, fold
     watching.counter += 100
     with pytest.raises(KeyError):
         watching.subscribe(folder)
-
-
-def test_a_path_that_never_rests_costs_no_memory(watching: Watching, tmp_path: Path) -> None:
-    path, other = tmp_path / "path", tmp_path / "other"
-    path.mkdir()
-    other.mkdir()
-    watching.watch(path)
-    before_kib = resident_kib()
-    with subprocess.Popen([sys.executable, "-c", RESTLESS, path, other, str(EXCHANGES)]) as process:
-        assert process.wait(10 * TIMEOUT_S) == 0
-    watching.settle()
-    assert resident_kib() - before_kib < 48 * 1024  # the log's ring takes up to 32 MiB
-    (path / "probe").touch()
-    until(lambda: b"probe" in watching.log.read_bytes(), "the path is watched")
 
 
 def test_nothing_inside_a_mount_is_kept_busy(watching: Watching, folder: Path) -> None:
