@@ -127,6 +127,7 @@ cdef struct Place:
     char *mounts                # /proc/PID/mountinfo when it was last looked at
     size_t mounts_size
     int64_t mounts_ns           # when to look again, by the monotonic clock
+    int64_t mounts_took_ns      # what the last look has cost
     bint mounts_doubt           # one has gone: another one, with the same line, may be there when it is looked at again
     bint mounts_told            # that there are more than are looked at
     Place *next

@@ -105,7 +105,7 @@ cdef void move_here(Walk *walk, const Look *look, uint32_t other) noexcept nogil
     wd_detach(core, node)
     wd_attach(core, wd, 0, node)
     wd_detach(core, other)
-    core.nodes[node].flags |= core.nodes[other].flags & NODE_QUIET
+    core.nodes[node].flags |= core.nodes[other].flags & (NODE_QUIET | NODE_RESCAN)
     while core.nodes[other].first_child:
         child = core.nodes[other].first_child
         if core.nodes[child].flags & NODE_INDEXED:
@@ -144,8 +144,8 @@ cdef int verified(Walk *walk, uint32_t node, int wd) noexcept nogil:
     """A directory is where the tree has it. Returns its watch descriptor when it is to be listed, else -1."""
     cdef Core *core = walk.core
     core.nodes[node].flags &= <unsigned short>~NODE_QUIET
-    core.nodes[node].attempts = 0
     if not core.nodes[node].flags & (NODE_RELIST | NODE_RESCAN):
+        core.nodes[node].attempts = 0
         return -1
     if core.repair:
         rescan_window(core, node)

@@ -30,6 +30,7 @@ from argusd.engine.core cimport (
     Anchor,
     Limbo,
     Look,
+    Place,
     Retry,
     Root,
     Subscription,
@@ -48,7 +49,7 @@ from argusd.engine.limbo cimport HELD_MAX, hold, limbo_free
 from argusd.engine.report cimport CREATED_KEPT
 from argusd.engine.anchors cimport anchor_first, anchors_lose
 from argusd.engine.changes cimport end_node, expire, node_event, take_over, window_settle
-from argusd.engine.paths cimport anchored, judge
+from argusd.engine.paths cimport anchored, forget_held, judge
 from argusd.engine.report cimport PATHS, Created, emit, flush_lines
 from argusd.engine.tree cimport is_ahead, node_free_tree, node_is
 from argusd.engine.window cimport echo_drop, echoes_expire
@@ -86,12 +87,16 @@ from argusd.includes.linux cimport (
 from argusd.includes.pthread cimport add_u64, load_int, store_int
 
 
+cdef int64_t SECOND_NS = 1000000000
+
 cdef enum:
     EVENTS_SIZE = 1024 * 1024       # bytes read at once: the whole default queue of 16,384 short names
     BUSY = 16                       # events in one read from which on the next is put off, so that it brings more
     FEW = 2                         # so many in a read that was put off are enough to put off the next one as well
     NAP_US = 1000
-    WINDOWS_NS = 2000000000         # after all has been listed: new directories may come without end
+    SWAPPED_MAX = 65536             # lines at once, for what was swapped again and again before it was listed
+    WINDOWS_S = 2                   # after all has been listed: new directories may come without end
+    REPAIR_WINDOWS_S = 60           # those whose listing does not come to an end
     CLOSE_NS = 500 * 1000           # reads that follow each other so closely bring FEW in the time of a nap
     BIRTH_NS = 100 * 1000 * 1000    # at most between a file's time of birth and its event
 
@@ -123,9 +128,9 @@ cdef void ignored(Reader *reader, WdEntry *entry, const inotify_event *event) no
 cdef void tell_swap(Reader *reader, Swap *swap) noexcept nogil:
     """A volume's ..data was swapped: what is reached through it is new."""
     cdef uint32_t i, _time
-    if not node_is(reader.core, swap.node, swap.serial):
+    if not node_is(reader.core, swap.node, swap.serial) or not swap.count:
         return
-    for _time in range(swap.times):
+    for _time in range(min(swap.times, max(<uint32_t>1, SWAPPED_MAX // swap.count))):
         for i in range(swap.count):
             emit(reader, swap.node, IN_MODIFY, False, swap.names[i].bytes, swap.names[i].size)
 
@@ -229,7 +234,7 @@ cdef void settle(Reader *reader) noexcept nogil:
     if core.repair and core.repairing == 0:
         if core.repaired_ns == 0:
             core.repaired_ns = monotonic_ns()
-        if core.windows == NULL or monotonic_ns() - core.repaired_ns > WINDOWS_NS:
+        if repair_is_over(core, monotonic_ns() - core.repaired_ns):
             end_repair(core)
 
 
@@ -265,9 +270,18 @@ cdef void begin_repair(Reader *reader) noexcept nogil:
             subscription.roots[i].moved = True      # as far as we know
             subscription.roots[i].elsewhere = True
             if subscription.roots[i].held.size > HELD_MAX:
-                buffer_free(&subscription.roots[i].held)    # more is lost of what comes next, else
+                forget_held(&subscription.roots[i])         # else all that comes next is lost as well
             root_push(core, &subscription.roots[i])
         subscription = subscription.next
+
+
+cdef bint repair_is_over(const Core *core, int64_t since_ns) noexcept nogil:
+    """Is nothing left for which it matters what was told before, since all was listed?"""
+    cdef const Window *window = core.windows
+    while window != NULL and not window.repair:
+        window = window.next
+    return (core.windows == NULL or (window == NULL and since_ns > WINDOWS_S * SECOND_NS)
+            or since_ns > REPAIR_WINDOWS_S * SECOND_NS)
 
 
 cdef void end_repair(Core *core) noexcept nogil:
@@ -301,7 +315,7 @@ cdef void look_hold(Core *core, const inotify_event *event) noexcept nogil:
     """It may come from a directory that the walker has just found, and whose place the reader does not know yet."""
     cdef Look *look = core.looks
     while look != NULL:
-        if (look.wd == event.wd and not look.proven and node_is(core, look.node, look.serial)
+        if (look.wd == event.wd and look.still and not look.proven and node_is(core, look.node, look.serial)
                 and not is_ahead(core, look.mark)):
             hold(core, &look.held, look.node, event)
         look = look.next
@@ -312,13 +326,23 @@ cdef void forget_looks(Core *core) noexcept nogil:
     cdef Look *look = core.looks
     while look != NULL:
         look.still = False
+        buffer_free(&look.held)
         look = look.next
 
 
 cdef void doubt_mounts(Core *core, const WdEntry *entry) noexcept nogil:
     """A file system is gone: what is mounted where it was looks the same in a list of mounts."""
-    cdef const Anchor *anchor = anchor_first(core, entry.wd) if entry.mask & ANCHORED else NULL
-    cdef uint32_t node = entry.first
+    cdef const Anchor *anchor
+    cdef Place *place
+    cdef uint32_t node
+    if entry == NULL or not (entry.first or entry.mask & ANCHORED):     # nobody's any more: it may be anybody's
+        place = core.places
+        while place != NULL:
+            place.mounts_doubt = True
+            place = place.next
+        return
+    node = entry.first
+    anchor = anchor_first(core, entry.wd) if entry.mask & ANCHORED else NULL
     while anchor != NULL:
         if anchor.wd == entry.wd:
             anchor.root.subscription.place.mounts_doubt = True
@@ -343,12 +367,12 @@ cdef void handle(Reader *reader, const inotify_event *event) noexcept nogil:
         overflow(reader)
         return
     entry = wd_find(core, event.wd)
+    if event.mask & IN_UNMOUNT:
+        doubt_mounts(core, entry)
     if entry == NULL:                       # nobody's any more
         return
     if entry.mask & ANCHORED and event.len and event.mask & (IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO):
         anchored(reader, event, strlen(event.name))
-    if event.mask & IN_UNMOUNT:
-        doubt_mounts(core, entry)
     if event.mask & IN_IGNORED:
         ignored(reader, entry, event)
         return

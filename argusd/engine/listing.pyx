@@ -28,7 +28,7 @@ from argusd.engine.core cimport (
     wd_find,
 )
 from argusd.engine.tree cimport is_ignored, node_depth, node_find, node_is, node_new
-from argusd.engine.walk cimport ENTRIES, chain_push, failed, stack_push
+from argusd.engine.walk cimport ENTRIES, chain_push, failed, is_shortage, stack_push
 from argusd.engine.window cimport echo_expect, echoes_end, window_add, window_find, window_name
 from argusd.engine.work cimport notice_push
 from argusd.includes.linux cimport (
@@ -221,8 +221,11 @@ cdef void listing_done(Walk *walk, uint32_t node, uint32_t serial, int reads, in
         if window.node == node and window.serial == serial and window.fence == 0:
             window.fence = fence_place(core)
         window = window.next
-    if error and node_is(core, node, serial):
-        core.nodes[node].flags |= NODE_RELIST
+    if node_is(core, node, serial) and not error:
+        core.nodes[node].attempts = 0
+    elif node_is(core, node, serial):
+        if is_shortage(error):
+            core.nodes[node].flags |= NODE_RELIST
         failed(walk, node, error)
     echoes_end(core, walk, reads)
     core_unlock(core)

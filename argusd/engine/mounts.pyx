@@ -255,7 +255,7 @@ cdef void look(Walk *walk, Subscription *subscription) noexcept nogil:
     """Look at the mounts of one container, and note when to do so again, so that it never costs much."""
     cdef Core *core = walk.core
     cdef Place *place = subscription.place
-    cdef int64_t begin_ns = cost_ns()
+    cdef int64_t begin_ns = cost_ns(), took_ns
     cdef bint doubt
     walk.mounts.size = 0
     core_lock(core)
@@ -270,7 +270,9 @@ cdef void look(Walk *walk, Subscription *subscription) noexcept nogil:
         notice_push(core, NOTICE_MOUNTS, subscription.number, 0, MOUNTS_MAX, 0)
         core_unlock(core)
     core_lock(core)
-    place.mounts_ns = monotonic_ns() + max(<int64_t>MOUNTS_EVERY_NS, (cost_ns() - begin_ns) * REST)
+    took_ns = cost_ns() - begin_ns
+    place.mounts_ns = monotonic_ns() + max(<int64_t>MOUNTS_EVERY_NS, min(took_ns, place.mounts_took_ns) * REST)
+    place.mounts_took_ns = took_ns      # both, for one alone may be a bad moment of the machine
     core_unlock(core)
 
 

@@ -88,6 +88,13 @@ cdef void note_path(Core *core, Root *root, bint there) noexcept nogil:
     buffer_add(&root.held, <const char *>&event, sizeof(event))
 
 
+cdef void forget_held(Root *root) noexcept nogil:
+    """What was held back is lost."""
+    buffer_free(&root.held)
+    root.left_at = 0
+    root.back_at = 0 if root.back_at != NEVER else NEVER
+
+
 cdef void trigger(Reader *reader, Anchor *anchor, const inotify_event *event) noexcept nogil:
     """A step of a subject path has changed: look again, and hold back what comes until that is done."""
     cdef Core *core = reader.core

@@ -47,5 +47,6 @@ cdef bint take_later(Walk *walk) noexcept nogil
 cdef void wait_for_reader(Core *core) noexcept nogil
 cdef bint is_absence(int error) noexcept nogil
 cdef bint stack_push(Walk *walk, uint32_t node) noexcept nogil
+cdef bint is_shortage(int error) noexcept nogil
 cdef void failed(Walk *walk, uint32_t node, int error) noexcept nogil
 cdef void lost(Walk *walk, Look *look, int error) noexcept nogil

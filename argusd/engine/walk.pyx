@@ -308,6 +308,11 @@ cdef bint stack_push(Walk *walk, uint32_t node) noexcept nogil:
     return jobs_add(walk, &walk.stack, &walk.stack_count, &walk.stack_capacity, node)
 
 
+cdef bint is_shortage(int error) noexcept nogil:
+    """Is it to be tried again, because there was nothing left for the moment?"""
+    return error == EMFILE or error == ENFILE or error == ENOMEM
+
+
 cdef void failed(Walk *walk, uint32_t node, int error) noexcept nogil:
     """A directory could not be watched (with the lock held): remember it for the caller, or tell the operator."""
     if walk.initial and (error == ENOSPC or error == ENOMEM):
@@ -316,7 +321,7 @@ cdef void failed(Walk *walk, uint32_t node, int error) noexcept nogil:
         if error == EACCES and not walk.unreadable.size:
             node_path(walk.core, node, &walk.unreadable)
         notice_push(walk.core, NOTICE_LIMIT, walk.core.nodes[node].root.subscription.number, error, 0, node)
-        if not walk.initial and (error == EMFILE or error == ENFILE or error == ENOMEM):
+        if not walk.initial and is_shortage(error):
             retry_push(walk.core, node)     # later and later
 
 

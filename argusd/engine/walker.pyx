@@ -271,7 +271,7 @@ cdef bint work_once(Walk *walk) noexcept nogil:
     cdef Swap *swap
     cdef bint more
     core.turn += 1
-    if core.root_first != NULL and (core.turn & 1 or not core.job_count):
+    if core.root_first != NULL and (core.turn & 1 or (not core.job_count and next_swap(core) == NULL)):
         root = core.root_first
         core.root_first = root.next_queued
         if core.root_first == NULL:
