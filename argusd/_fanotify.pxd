@@ -14,7 +14,7 @@ cdef class Guards:
     cdef dict ending                # number of the guard -> in how many groups it is still to be seen off
     cdef unsigned long long told_dropped, told_failed
     cdef int told_broken
-    cdef bint started, closed
+    cdef bint closed
 
     cdef Guard *guard(self, int number, Encoder encoder, int init, bint owner_allowed, uint32_t bits,
                       bint audit) except NULL

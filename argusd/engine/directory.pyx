@@ -35,7 +35,7 @@ from argusd.engine.core cimport (
 )
 from argusd.engine.extent cimport bind, fit
 from argusd.engine.limbo cimport is_at
-from argusd.engine.listing cimport expect_echoes, list_directory, list_readable
+from argusd.engine.listing cimport list_directory, list_readable, listing_begin
 from argusd.engine.opening cimport add_watch, barrier, below, below_to_read, identify, same_file
 from argusd.engine.tree cimport node_below, node_depth, node_free_tree, node_is, node_move, node_next, other_place
 from argusd.engine.walk cimport (
@@ -287,7 +287,7 @@ cdef bint visit_look(Walk *walk, Visit *visit) noexcept nogil:
     if not visit.new:
         look_end(core, visit.look)
     core_unlock(core)
-    if visit.new and elsewhere:
+    if visit.new and elsewhere and not visit.look.found.valid:
         identify(visit.fd, &visit.look.found)   # the look is nobody else's before it is concluded
     return True
 
@@ -299,7 +299,7 @@ cdef void visit_end(Walk *walk, Visit *visit) noexcept nogil:
     if visit.new:
         visit.wd = conclude(walk, visit.look)
     if visit.wd >= 0:
-        expect_echoes(walk, visit.wd, visit.parent_wd, visit.name)
+        listing_begin(walk, visit.node, visit.serial, visit.wd, visit.parent_wd, visit.name)
         walk.looks += core.repair       # the mark behind the listing
     core_unlock(core)
     if walk.looks >= core.pace:

@@ -75,6 +75,27 @@ cdef void expect_echoes(Walk *walk, int wd, int parent_wd, const char *name) noe
         echo_expect(core, walk, wd, NULL)
 
 
+cdef void listing_begin(Walk *walk, uint32_t node, uint32_t serial, int wd, int parent_wd,
+                        const char *name) noexcept nogil:
+    """A directory is the next to be listed; ``name`` is its own in its parent, or NULL. Called with the lock held."""
+    cdef Core *core = walk.core
+    cdef Window *window
+    cdef uint32_t child
+    expect_echoes(walk, wd, parent_wd, name)
+    walk.repair = False
+    walk.stacked = walk.stack_count
+    if not node_is(core, node, serial):         # it is read all the same
+        return
+    window = window_find(core, node) if core.repair else NULL
+    walk.repair = window != NULL and window.repair
+    if core.nodes[node].flags & NODE_RESCAN:    # what is known below is looked at again as well: it may be gone
+        child = core.nodes[node].first_child
+        while child:
+            stack_push(walk, child)
+            child = core.nodes[child].next_sibling
+        core.nodes[node].flags &= <unsigned short>~NODE_RESCAN
+
+
 cdef void mark_old(Core *core, int directory, char *entries, long size) noexcept nogil:
     """After an overflow: tell apart what was made before events were lost, by its time of birth."""
     cdef dirent64 *entry
@@ -175,34 +196,20 @@ cdef void list_open(Walk *walk, uint32_t node, uint32_t serial, int reading, int
     cdef Core *core = walk.core
     cdef long size = 0
     cdef int reads = 0
-    cdef uint32_t child, stacked = walk.stack_count
-    cdef Window *window
-    cdef bint repair = False
-    core_lock(core)
-    if node_is(core, node, serial):
-        window = window_find(core, node) if core.repair else NULL
-        repair = window != NULL and window.repair
-        # What is known below is looked at again as well: it may be gone.
-        child = core.nodes[node].first_child if core.nodes[node].flags & NODE_RESCAN else 0
-        while child:
-            stack_push(walk, child)
-            child = core.nodes[child].next_sibling
-        core.nodes[node].flags &= <unsigned short>~NODE_RESCAN
-    core_unlock(core)
     while reading >= 0:
         size = syscall(SYS_getdents64, reading, walk.entries, ENTRIES)
         reads += 1
         if size <= 0:
             break
         find_types(reading, walk.entries, size)
-        if repair:
+        if walk.repair:
             mark_old(core, reading, walk.entries, size)
         core_lock(core)
         if node_is(core, node, serial) and core.nodes[node].wd == wd:
             note_entries(walk, node, walk.entries, size)
         core_unlock(core)
     if reading >= 0:
-        if alone and walk.stack_count > stacked:
+        if alone and walk.stack_count > walk.stacked:
             keep_open(walk, node, serial, reading)
         close(reading)
     listing_done(walk, node, serial, reads, error)
@@ -221,11 +228,12 @@ cdef void listing_done(Walk *walk, uint32_t node, uint32_t serial, int reads, in
         if window.node == node and window.serial == serial and window.fence == 0:
             window.fence = fence_place(core)
         window = window.next
-    if node_is(core, node, serial) and not error:
-        core.nodes[node].attempts = 0
-    elif node_is(core, node, serial):
-        if is_shortage(error):
-            core.nodes[node].flags |= NODE_RELIST
-        failed(walk, node, error)
+    if node_is(core, node, serial):
+        if not error:
+            core.nodes[node].attempts = 0
+        else:
+            if is_shortage(error):
+                core.nodes[node].flags |= NODE_RELIST
+            failed(walk, node, error)
     echoes_end(core, walk, reads)
     core_unlock(core)

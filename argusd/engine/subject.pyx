@@ -12,7 +12,7 @@ Facts about subject paths that shape this file:
   stops at the root. So no link leads out of the container.
 """
 
-from libc.errno cimport EAGAIN, ELOOP, EMFILE, ENAMETOOLONG, ENFILE, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESRCH, errno
+from libc.errno cimport EAGAIN, ELOOP, ENAMETOOLONG, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESRCH, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strcmp, strlen, strrchr
 
@@ -36,10 +36,10 @@ from argusd.engine.core cimport (
 from argusd.engine.entering cimport open_name, open_plain_path
 from argusd.engine.following cimport follow
 from argusd.engine.guarded cimport Finding, guard_root
-from argusd.engine.listing cimport expect_echoes, list_directory
+from argusd.engine.listing cimport list_directory, listing_begin
 from argusd.engine.opening cimport add_watch, barrier, identify, same_file, watch_any
 from argusd.engine.tree cimport is_ignored, node_free_tree, node_is, node_new
-from argusd.engine.walk cimport chain_push, is_absence, node_open, walk_enter
+from argusd.engine.walk cimport chain_push, is_absence, is_shortage, node_open, walk_enter
 from argusd.engine.window cimport window_open
 from argusd.engine.work cimport notice_push, root_push, root_unsettle
 from argusd.includes.linux cimport (
@@ -259,7 +259,7 @@ cdef int search_path(Search *search, Walk *walk, Root *root) noexcept nogil:
 
 
 cdef bint is_transient(int error) noexcept nogil:
-    return error == EMFILE or error == ENFILE or error == ENOMEM or error == ENOSPC
+    return is_shortage(error) or error == ENOSPC
 
 
 cdef void hold_followed(Root *root, int fd, bint initial) noexcept nogil:
@@ -309,7 +309,7 @@ cdef uint32_t arm_found(Walk *walk, Root *root, Search *search, int *error) noex
     if search.directory:
         root.subscription.directories += 1
     if search.directory and (tree or not walk.initial) and root.subscription.guard == NULL:
-        expect_echoes(walk, wd, search.step_wd, search.step_name)
+        listing_begin(walk, node, core.nodes[node].serial, wd, search.step_wd, search.step_name)
     return node
 
 

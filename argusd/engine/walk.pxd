@@ -30,6 +30,8 @@ cdef struct Walk:
     Buffer top_path
     Buffer mounts
     Identity proven                 # which file stands at the directory that is looked at, where that was found out
+    bint repair                     # the next listing is of a directory that was watched before events were lost
+    uint32_t stacked                # entries of the stack before what it adds
     int looks                       # left to the reader since it was last waited for
     int error                       # ENOSPC or ENOMEM: the kernel has no more watches to give
     Buffer unreadable               # path of the first directory that we may not read or watch

@@ -31,7 +31,7 @@ from argusd.engine.core cimport (
     wd_forget,
 )
 from argusd.engine.directory cimport drain_stack, finish, step
-from argusd.engine.listing cimport expect_echoes, list_directory
+from argusd.engine.listing cimport expect_echoes, list_directory, listing_begin
 from argusd.engine.mounts cimport mounts_check, mounts_due
 from argusd.engine.subject cimport look_up
 from argusd.engine.tree cimport node_is
@@ -158,9 +158,9 @@ cdef void rescan_tree(Walk *walk, uint32_t top, uint32_t serial) noexcept nogil:
     if node_is(core, top, serial):
         wd = core.nodes[top].wd
         if wd >= 0:
-            expect_echoes(walk, wd, -1, NULL)
             if core.repair:
                 rescan_window(core, top)
+            listing_begin(walk, top, serial, wd, -1, NULL)
     core_unlock(core)
     chain_push(walk, top, serial, fd)
     if wd >= 0:
@@ -270,8 +270,9 @@ cdef bint work_once(Walk *walk) noexcept nogil:
     cdef Subscription *subscription
     cdef Swap *swap
     cdef bint more
+    swap = next_swap(core)
     core.turn += 1
-    if core.root_first != NULL and (core.turn & 1 or (not core.job_count and next_swap(core) == NULL)):
+    if core.root_first != NULL and (core.turn & 1 or (not core.job_count and swap == NULL)):
         root = core.root_first
         core.root_first = root.next_queued
         if core.root_first == NULL:
@@ -281,14 +282,13 @@ cdef bint work_once(Walk *walk) noexcept nogil:
         root.subscription.users += 1
         pthread_mutex_unlock(&core.data)
         do_root(walk, root)
-    elif core.job_count and (core.turn & 6 or next_swap(core) == NULL):
+    elif core.job_count and (core.turn & 6 or swap == NULL):
         job = core.jobs[core.job_first]
         core.job_first = (core.job_first + 1) % core.job_capacity
         core.job_count -= 1
         pthread_mutex_unlock(&core.data)
         do_job(walk, job.node, job.serial)
-    elif next_swap(core) != NULL:
-        swap = next_swap(core)
+    elif swap != NULL:
         swap.taken = True
         subscription = NULL
         if node_is(core, swap.node, swap.serial):

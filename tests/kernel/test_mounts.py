@@ -15,31 +15,27 @@ import pytest
 from argusd._inotify import EVENTS
 from argusd._records import Encoder
 from argusd.templates import DEFAULT_WATCH_TEMPLATE
+from tests.daemon import ROOT
 from tests.kernel.watching import Watching
-from tests.waiting import until
+from tests.waiting import TIMEOUT_S, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
 
 # A process with mounts of its own: so many at the path given, and one more or less for each line that it reads.
 PROCESS = """
-import ctypes, os, sys, time
-libc = ctypes.CDLL(None, use_errno=True)
-CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
-def call(result):
-    if result:
-        raise OSError(ctypes.get_errno(), "cannot mount")
-call(libc.unshare(CLONE_NEWNS))
-call(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None))
-path = os.fsencode(sys.argv[1])
+import sys
+from pathlib import Path
+from tests.soak.mounts import leave_namespace, mount, unmount
+assert leave_namespace()
+path = Path(sys.argv[1])
 for number in range(int(sys.argv[2])):
-    call(libc.mount(b"none", path, b"tmpfs", 0, None))
+    mount(path)
 print("ready", flush=True)
 for line in sys.stdin:
     if line == "mount\\n":
-        call(libc.mount(b"none", path, b"tmpfs", 0, None))
+        mount(path)
     else:
-        while libc.umount2(path, 0):        # somebody looks into it
-            time.sleep(0.001)
+        unmount(path, float(sys.argv[3]))
     print("done", flush=True)
 """
 MANY = 600  # mounts whose path has 2,000 spaces, each written as four bytes: more than 4 MiB of mountinfo
@@ -48,8 +44,9 @@ MANY = 600  # mounts whose path has 2,000 spaces, each written as four bytes: mo
 @contextlib.contextmanager
 def container(path: Path, mounts: int) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-c", PROCESS, path, str(mounts)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+        [sys.executable, "-c", PROCESS, path, str(mounts), str(TIMEOUT_S)],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         try:
