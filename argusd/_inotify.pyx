@@ -6,7 +6,8 @@ One inotify instance serves every subscription, because a node has few (fs.inoti
 * ``Core`` (engine/core.pxd): the trees and tables, under its lock.
 * ``Reader`` (engine/events.pyx): the reader thread; the only one that reads events and makes their lines.
 * ``Walk`` (engine/walk.pyx): one per thread that looks into containers, the walker and each call of ``Engine.arm``.
-* ``Engine``: the threads, the descriptors, and the subscriptions' memory.
+* ``Engine``: the threads, the descriptors, and the subscriptions' memory. Its lists of subscriptions are under Core's
+  lock like the rest; ``counters``, ``encoders``, ``calls`` and ``Counter.users`` are Python's, under the GIL.
 """
 
 import os
@@ -14,14 +15,14 @@ from typing import NamedTuple
 
 from cpython.ref cimport Py_INCREF
 from libc.errno cimport EMFILE, ENFILE, ENOMEM, ESRCH, errno
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strdup
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from argusd._fanotify cimport Guards, guard_error
 from argusd._output cimport Output
-from argusd._records cimport Buffer, Encoder, buffer_free
+from argusd._records cimport Buffer, Encoder, buffer_add, buffer_free
 from argusd.engine.anchors cimport root_end
 from argusd.engine.core cimport (
     EVENT_KINDS,
@@ -40,7 +41,7 @@ from argusd.engine.core cimport (
 from argusd.engine.entering cimport DENIED_ENTER, DENIED_ROOT, WAY_OPENAT2, WAY_SETNS, openat2_missing
 from argusd.engine.events cimport reader_free, reader_init, reader_main
 from argusd.engine.mounts cimport mounts_remember
-from argusd.engine.opening cimport ended
+from argusd.engine.places cimport place_join, place_leave
 from argusd.engine.report cimport Reader
 from argusd.engine.subject cimport arm_root
 from argusd.engine.tree cimport node_is
@@ -51,16 +52,15 @@ from argusd.guarding.guards cimport Guard, guarded_end, guards_switch
 from argusd.includes.linux cimport (
     EFD_CLOEXEC,
     EFD_NONBLOCK,
-    F_DUPFD_CLOEXEC,
     POLLIN,
     RTLD_NOW,
     close,
     dlopen,
     eventfd,
-    fcntl,
     poll,
     pollfd,
     read,
+    usleep,
     write,
 )
 from argusd.includes.pthread cimport (
@@ -73,6 +73,11 @@ from argusd.includes.pthread cimport (
     swap_u64,
 )
 from argusd.threads cimport thread_begin
+
+
+cdef enum:
+    LEAVE_US = 1000             # between two looks at whether a closing engine is still used
+
 
 EVENTS = {
     "ACCESS": 0x1,
@@ -152,7 +157,7 @@ cdef bint is_held(const Subscription *subscription) noexcept nogil:
 
 
 cdef void subscription_free(Subscription *subscription) noexcept nogil:
-    """Free what a subscription owns; its place is given back by the caller."""
+    """Free what a subscription owns alone."""
     cdef int i
     for i in range(subscription.root_count):
         free(subscription.roots[i].path)
@@ -178,9 +183,10 @@ cdef class Engine:
     cdef int last_number
     cdef Output output              # kept: the reader writes to its sinks
     cdef dict encoders              # subscription number -> Encoder, kept for as long as the reader may use it
-    cdef dict counters              # counter number -> address
+    cdef dict counters              # counter number -> address; under the GIL
     cdef int last_counter
-    cdef Subscription *ended        # switched off, but a walk still holds them
+    cdef Subscription *ended        # switched off, but a walk still holds them; under Core's lock
+    cdef int calls                  # of methods that let the GIL go, under way in other threads; under the GIL
     cdef Guards guards              # whose paths are looked up here, too
 
     def __cinit__(self, Output output not None, str enter="auto"):
@@ -243,6 +249,7 @@ cdef class Engine:
         cdef bytes text
         self.check_open()
         subscription = self.new_subscription()
+        self.calls += 1
         subscription.mask = mask
         subscription.only_dir = only_dir
         subscription.recursive = recursive
@@ -250,7 +257,7 @@ cdef class Engine:
         subscription.follow_move = follow_move
         subscription.lines = &encoder.lines
         try:
-            subscription.counter = <Counter *><size_t>self.counters[counter]
+            subscription.counter = self.use_counter(counter)
             subscription.roots = new_roots(subscription, paths)
             if recursive and ignore:
                 subscription.ignored = <char **>calloc(len(ignore), sizeof(char *))
@@ -260,12 +267,14 @@ cdef class Engine:
                     subscription.ignored[subscription.ignored_count] = strdup(text)
                     subscription.ignored_count += 1
             subscription.place = self.place(pid, pidfd)
+            self.encoders[subscription.number] = encoder
+            self.enlist(subscription)
+            return subscription.number
         except BaseException:
-            subscription_free(subscription)
+            self.discard(subscription)
             raise
-        self.enlist(subscription)
-        self.encoders[subscription.number] = encoder
-        return subscription.number
+        finally:
+            self.calls -= 1
 
     def guard(self, Guards guards not None, Encoder encoder not None, int pid, int pidfd, deny, allow, uint32_t mask,
               bint only_dir, bint auto_allow_owner, bint audit):
@@ -275,22 +284,23 @@ cdef class Engine:
         if self.guards is not None and self.guards is not guards:
             raise ValueError("an engine looks paths up for one Guards only")
         subscription = self.new_subscription()
+        self.calls += 1
         subscription.only_dir = only_dir
         try:
             subscription.roots = new_roots(subscription, [*deny, *allow])
             subscription.place = self.place(pid, pidfd)
             subscription.guard = guards.guard(subscription.number, encoder, pid, auto_allow_owner, mask, audit)
+            for i in range(subscription.root_count):
+                subscription.roots[i].guarded.guard = subscription.guard
+                subscription.roots[i].guarded.deny = i < len(deny)
+            self.guards = guards
+            self.enlist(subscription)
+            return subscription.number
         except BaseException:
-            if subscription.place != NULL:
-                self.leave_place(subscription.place)
-            subscription_free(subscription)
+            self.discard(subscription)
             raise
-        for i in range(subscription.root_count):
-            subscription.roots[i].guarded.guard = subscription.guard
-            subscription.roots[i].guarded.deny = i < len(deny)
-        self.guards = guards
-        self.enlist(subscription)
-        return subscription.number
+        finally:
+            self.calls -= 1
 
     cdef Subscription *new_subscription(self) except NULL:
         """With a number of its own."""
@@ -300,6 +310,15 @@ cdef class Engine:
         self.last_number += 1
         subscription.number = self.last_number
         return subscription
+
+    cdef void discard(self, Subscription *subscription) noexcept:
+        """Free a subscription that no other thread has seen, or can see any more."""
+        self.encoders.pop(subscription.number, None)
+        if subscription.place != NULL:
+            self.leave_place(subscription.place)
+        if subscription.counter != NULL:
+            self.leave_counter(subscription.counter)
+        subscription_free(subscription)
 
     cdef void enlist(self, Subscription *subscription) noexcept:
         with nogil:
@@ -311,36 +330,28 @@ cdef class Engine:
 
     cdef Place *place(self, int pid, int pidfd) except NULL:
         """The place of a living process, shared by all its subscriptions."""
-        cdef Place *place = self.core.places
-        while place != NULL:
-            if place.pid == pid and not ended(place.pidfd):
-                place.users += 1
-                return place
-            place = place.next
-        place = <Place *>calloc(1, sizeof(Place))
+        cdef Place *place
+        cdef int error = 0
+        with nogil:
+            place = place_join(&self.core, pid, pidfd, &error)
         if place == NULL:
-            raise MemoryError
-        place.pid = pid
-        place.pidfd = fcntl(pidfd, F_DUPFD_CLOEXEC, 0)
-        if place.pidfd < 0:
-            free(place)
-            raise OSError(errno, f"pidfd {pidfd} of process {pid}: {os.strerror(errno)}")
-        place.users = 1
-        place.next = self.core.places
-        self.core.places = place
+            raise OSError(error, f"pidfd {pidfd} of process {pid}: {os.strerror(error)}")
         return place
 
     cdef void leave_place(self, Place *place) noexcept:
-        cdef Place **link = &self.core.places
-        place.users -= 1
-        if place.users:
-            return
-        while link[0] != place:
-            link = &link[0].next
-        link[0] = place.next
-        close(place.pidfd)
-        free(place.mounts)
-        free(place)
+        with nogil:
+            place_leave(&self.core, place)
+
+    cdef Counter *use_counter(self, int number) except NULL:
+        """A counter that stays until ``leave_counter``, also when its number is given back."""
+        cdef Counter *counter = <Counter *><size_t>self.counters[number]
+        counter.users += 1
+        return counter
+
+    cdef void leave_counter(self, Counter *counter) noexcept:
+        counter.users -= 1
+        if counter.users == 0 and counter.released:
+            free(counter)
 
     cdef Subscription *find(self, int number) noexcept nogil:
         cdef Subscription *subscription = self.core.subscriptions
@@ -349,12 +360,19 @@ cdef class Engine:
         return subscription
 
     def arm(self, int number):
+        self.check_open()
+        self.calls += 1
+        try:
+            return self.arm_now(number)
+        finally:
+            self.calls -= 1
+
+    cdef arm_now(self, int number):
         cdef Subscription *subscription
         cdef ArmTask task
         cdef pthread_t thread
         cdef int i
         cdef long long begin_ns = monotonic_ns()
-        self.check_open()
         memset(&task, 0, sizeof(task))
         with nogil:
             core_lock(&self.core)
@@ -388,6 +406,7 @@ cdef class Engine:
         """What became of a walk; its subscription is held by the caller."""
         cdef const Subscription *subscription = task.subscription
         cdef int i, error
+        cdef uint64_t directories
         unreadable = os.fsdecode(task.unreadable.data[:task.unreadable.size]) if task.unreadable.size else ""
         if task.denied:
             raise denied(task)
@@ -396,25 +415,50 @@ cdef class Engine:
         for i in range(subscription.root_count):
             error = subscription.roots[i].error
             if error == ESRCH:
-                raise OSError(error, os.strerror(error), os.fsdecode(subscription.roots[i].path))
+                raise OSError(error, os.strerror(error), self.root_path(&subscription.roots[i]))
             if subscription.roots[i].unguarded:
                 raise guard_error(subscription.guard.step, subscription.roots[i].unguarded,
-                                  os.fsdecode(subscription.roots[i].path))
+                                  self.root_path(&subscription.roots[i]))
+        with nogil:
+            core_lock(&self.core)
+            directories = subscription.directories
+            core_unlock(&self.core)
         return Armed(
             tuple([subscription.roots[i].error for i in range(subscription.root_count)]),
-            subscription.directories,
+            directories,
             (monotonic_ns() - begin_ns) * 1e-9,
             unreadable,
         )
 
+    cdef str root_path(self, const Root *root):
+        """A subject path as it is now: the reader replaces that of a followed file."""
+        cdef Buffer path
+        memset(&path, 0, sizeof(path))
+        with nogil:
+            core_lock(&self.core)
+            buffer_add(&path, root.path, root.path_size)
+            core_unlock(&self.core)
+        try:
+            return os.fsdecode(path.data[:path.size]) if path.size else ""
+        finally:
+            buffer_free(&path)
+
     def switch(self, on, off):
+        self.check_open()
+        self.calls += 1
+        try:
+            return self.switch_now(on, off)
+        finally:
+            self.calls -= 1
+
+    cdef bint switch_now(self, on, off) except -1:
         cdef vector on_numbers, off_numbers
         cdef Subscription *subscription
         cdef Subscription *dead
         cdef Guard **affected = NULL
         cdef int guards_on = 0, guards_off = 0
         cdef size_t i
-        self.check_open()
+        cdef bint held
         vector_fill(&on_numbers, on)
         vector_fill(&off_numbers, off)
         affected = <Guard **>calloc(on_numbers.size + off_numbers.size + 1, sizeof(Guard *))
@@ -440,12 +484,13 @@ cdef class Engine:
             for i in range(off_numbers.size):
                 self.end(off_numbers.items[i])
             dead = self.reap()
+            held = self.ended != NULL
             core_unlock(&self.core)
             free(on_numbers.items)
             free(off_numbers.items)
             free(affected)
         self.bury(dead)
-        return self.ended != NULL
+        return held
 
     cdef void end(self, int number) noexcept nogil:
         """Take a subscription out of the reader's sight. With the lock held."""
@@ -489,9 +534,7 @@ cdef class Engine:
                     for i in range(dead.root_count):
                         guarded_end(&dead.roots[i].guarded)
                 self.guards.end(dead.guard)
-            self.encoders.pop(dead.number, None)
-            self.leave_place(dead.place)
-            subscription_free(dead)
+            self.discard(dead)
             dead = after
 
     # ---- counts and notices
@@ -505,7 +548,10 @@ cdef class Engine:
         return self.last_counter
 
     def free_counter(self, int counter):
-        free(<Counter *><size_t>self.counters.pop(counter))
+        cdef Counter *released = <Counter *><size_t>self.counters.pop(counter)
+        released.released = True
+        if released.users == 0:
+            free(released)
 
     def drain_counts(self):
         cdef Counter *counter
@@ -524,12 +570,14 @@ cdef class Engine:
         cdef NoticeEntry *notice
         cdef NoticeEntry *after
         cdef list found = []
+        self.calls += 1
         with nogil:
             core_lock(&self.core)
             notice = self.core.notices
             self.core.notices = NULL
             self.core.notice_count = 0
             core_unlock(&self.core)
+        self.calls -= 1
         while notice != NULL:
             path = os.fsdecode(notice.path) if notice.path != NULL else ""
             found.append(Notice(NOTICE_KINDS[notice.kind], notice.subscription, notice.error, notice.number, path))
@@ -541,11 +589,13 @@ cdef class Engine:
 
     def statistics(self):
         cdef uint32_t watches, nodes
+        self.calls += 1
         with nogil:
             core_lock(&self.core)
             watches = self.core.wds_count
             nodes = self.core.node_count
             core_unlock(&self.core)
+        self.calls -= 1
         return {
             "reads": self.reader.reads,
             "events": self.reader.handled,
@@ -560,6 +610,7 @@ cdef class Engine:
         cdef pollfd waiter
         cdef Limbo *limbo
         waiter.fd, waiter.events = self.core.inotify_fd, POLLIN
+        self.calls += 1
         with nogil:
             core_lock(&self.core)
             busy = poll(&waiter, 1, 0) > 0      # before the next line, or a batch that was just read would be missed
@@ -574,6 +625,7 @@ cdef class Engine:
                 busy = busy or not limbo.arrived and node_is(&self.core, limbo.node, limbo.serial)
                 limbo = limbo.next
             core_unlock(&self.core)
+        self.calls -= 1
         return not busy
 
     # ---- the end
@@ -587,6 +639,7 @@ cdef class Engine:
         cdef unsigned long long one = 1
         cdef timespec when
         cdef bint stuck = False
+        cdef int64_t until_ns = monotonic_ns() + <int64_t>((drain_s + 1) * 1e9)
         if self.closed:
             return
         self.closed = True
@@ -602,22 +655,31 @@ cdef class Engine:
                 when.tv_sec += <long>drain_s + 1
                 stuck = pthread_timedjoin_np(self.reader_thread, NULL, &when) != 0
                 stuck = pthread_timedjoin_np(self.walker_thread, NULL, &when) != 0 or stuck
-        if not stuck:
-            with nogil:
-                core_lock(&self.core)
-                stuck = is_held(self.core.subscriptions) or is_held(self.ended)
-                core_unlock(&self.core)
-        if stuck:
+        if stuck or self.is_used(until_ns):
             Py_INCREF(self)     # a file system does not answer: what that thread uses stays until the process ends
             return
         self.free_all()
 
+    cdef bint is_used(self, int64_t until_ns) noexcept:
+        """True if a call or a walk still uses the core at that time; both are waited for until then."""
+        cdef bint held
+        while True:
+            with nogil:
+                core_lock(&self.core)
+                held = is_held(self.core.subscriptions) or is_held(self.ended)
+                core_unlock(&self.core)
+            if not held and not self.calls:
+                return False
+            if monotonic_ns() >= until_ns:
+                return True
+            with nogil:
+                usleep(LEAVE_US)
+
     cdef void free_all(self) noexcept:
-        cdef Subscription *subscription = self.core.subscriptions
-        core_free(&self.core)
-        self.bury(subscription)
+        self.bury(self.core.subscriptions)
         self.bury(self.ended)
-        self.ended = NULL
+        self.core.subscriptions = self.ended = NULL
+        core_free(&self.core)
         reader_free(&self.reader)
 
 

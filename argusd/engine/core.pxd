@@ -119,7 +119,8 @@ cdef enum:
     TRIGGER_OVER = 8            # over something that was there
     ANCHOR_BUCKETS = 4096
 
-# A container's root, for as long as its init process lives.
+# A container's root, for as long as its init process lives; see places.pyx. The number, the descriptor and what the
+# walker alone writes (mounts_took_ns, mounts_told) need no lock.
 cdef struct Place:
     int pid
     int pidfd
@@ -132,7 +133,10 @@ cdef struct Place:
     bint mounts_told            # that there are more than are looked at
     Place *next
 
+# Made and freed under the GIL; the reader adds to the counts of a subscription that it finds under Core's lock.
 cdef struct Counter:
+    int users                   # subscriptions; under the GIL
+    bint released               # its number was given back: the last user frees it; under the GIL
     unsigned long long counts[EVENT_KINDS]
     uint64_t overflow           # number of the last overflow counted here
 

@@ -195,9 +195,10 @@ cdef void compare(Walk *walk, Place *place, bint doubt) noexcept nogil:
     In ``doubt`` every mount may be a new one.
     """
     cdef Core *core = walk.core
-    cdef size_t size = 0 if doubt else place.mounts_size
+    cdef size_t size
     cdef bint known
     core_lock(core)
+    size = 0 if doubt else place.mounts_size
     known = place.mounts != NULL
     if not known:
         keep(walk, place)
