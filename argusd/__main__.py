@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
-# Before grpc is imported: it would write lines of its own, not ours, to stderr. What matters reaches our log as errors.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
-from argusd import flags
-from argusd.daemon import StartError, run
+from argusd import descriptors, flags
 
 __all__ = ["main"]
+
+# Their default is to end the process, which would open what it guards. The daemon says what it does with each.
+_NOT_THE_END = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 
 
 def program_name() -> str:
@@ -23,22 +23,35 @@ def program_name() -> str:
 
 def main() -> int:
     """Run the daemon that the command line asks for; returns the exit code."""
+    descriptors.open_standard()
     program = program_name()
     try:
         settings = flags.parse(sys.argv[1:], program)
-        match settings.action:
-            case "help":
-                sys.stdout.write(flags.help_text(program))
-                return 0
-            case "version":
-                sys.stdout.write(flags.version_text(program))
-                return 0
-        return run(settings)
     except flags.FlagError as error:
         sys.stderr.write(f"{error}\n")
-    except StartError as error:
-        sys.stderr.write(f"ERROR: {error}\n")
-    return 1
+        return 1
+    match settings.action:
+        case "help":
+            sys.stdout.write(flags.help_text(program))
+            return 0
+        case "version":
+            sys.stdout.write(flags.version_text(program))
+            return 0
+    for number in _NOT_THE_END:
+        signal.signal(number, signal.SIG_IGN)
+    if problem := descriptors.too_few(descriptors.raise_limit()):
+        sys.stderr.write(f"ERROR: {problem}\n")
+        return 1
+    # grpc writes lines of its own, not ours, to stderr. What matters reaches our log as errors.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Not before: what it imports opens descriptors, and aborts where there are none left.
+    from argusd import daemon, logs  # noqa: PLC0415
+
+    try:
+        return daemon.run(settings)
+    except daemon.StartError as error:
+        logs.write_start_error(settings.log, str(error))
+        return 1
 
 
 if __name__ == "__main__":

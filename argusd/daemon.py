@@ -6,9 +6,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
-import signal
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -16,7 +13,7 @@ from typing import Any, Final
 import grpc
 import uvloop
 
-from argusd import __version__, logs, privileges, tls
+from argusd import __version__, descriptors, logs, privileges, tls
 from argusd._fanotify import Guards
 from argusd._inotify import COUNTED, Engine
 from argusd._output import Output
@@ -31,6 +28,7 @@ from argusd.pump import DRAIN_EVERY_S, Pump
 from argusd.refusals import sysctl
 from argusd.registry import Registry
 from argusd.server import AddressError, Server, Service
+from argusd.signals import Signals
 from argusd.watches import WatchService
 
 __all__ = ["StartError", "run"]
@@ -125,7 +123,7 @@ class _Daemon:
 
     async def serve(self, credentials: grpc.ServerCredentials | None) -> None:
         """Start, wait for a signal, stop."""
-        stop = self._catch_signals()
+        stop = Signals([], _STOP_S).stop
         engine = self._engine()
         try:
             served = _Served(self._settings, engine, self._output)
@@ -141,7 +139,7 @@ class _Daemon:
     ) -> None:
         if served.marker is not None:
             await served.marker.look_back()  # before a call can write a new one
-        server = Server(served.services, with_reflection=self._settings.reflection)
+        server = Server(served.services, descriptors.limit(), with_reflection=self._settings.reflection)
         try:
             address = await server.start(self._settings.address, credentials)
         except AddressError as error:
@@ -166,6 +164,8 @@ class _Daemon:
         settings = self._settings
         if not secure and (settings.tlscafile or settings.tlscertfile or settings.tlskeyfile):
             logger.warning("TLS files are given without -tls: serving plaintext, clients are not verified")
+        if few := descriptors.warning(descriptors.limit()):
+            logger.warning("%s", few)
         if not pidfds_work():
             logger.warning(
                 "pidfd_open(2) is refused (it needs Linux 5.3 and a seccomp profile that knows it): "
@@ -176,25 +176,8 @@ class _Daemon:
         why = " (openat2 is missing)" if settings.enter == "auto" and enter == "setns" else ""
         name = "janusd" if settings.services == ("janus",) else "argusd"
         logger.info("%s %s; %s%s", name, __version__, _WAYS[enter], why)
-        logger.info("Server listening on %s", address)
-
-    def _catch_signals(self) -> asyncio.Event:
-        stop = asyncio.Event()
-
-        def on_signal(number: int) -> None:
-            if stop.is_set():
-                return  # a terminal, systemd and the launchers of the one-file binary may each send the same signal
-            logger.info("%s: stopping", signal.Signals(number).name)
-            # Whatever hangs from here on, the process ends in time: a stuck terminal, or a walker thread in a dead
-            # network file system, which the interpreter would join for ever at its own end.
-            watchdog = threading.Timer(_STOP_S, os._exit, (0,))
-            watchdog.daemon = True
-            watchdog.start()
-            stop.set()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
-        return stop
+        how = "TLS, clients must have a certificate" if secure else "plaintext"
+        logger.info("Server listening on %s (%s)", address, how)
 
     async def _stop(self, engine: Engine, served: _Served, server: Server, pump: Pump) -> None:
         """Refuse new calls, report what the kernel has queued, let streams send what is pending, write it all out."""

@@ -21,7 +21,7 @@ from argusd._records import sanitize
 if TYPE_CHECKING:
     from argusd._output import Output
 
-__all__ = ["LineHandler", "LineSink", "start"]
+__all__ = ["LineHandler", "LineSink", "start", "write_start_error"]
 
 
 STDERR_FD: Final = 2
@@ -163,3 +163,13 @@ def start(output: Output, style: str, log_dir: str, verbosity: int) -> LineHandl
         except OSError as error:
             logger.warning("No log file %s: %s", path, error.strerror or error)
     return handler
+
+
+def write_start_error(style: str, message: str) -> None:
+    """Write to stderr why the daemon does not start, in the style of the log; nothing else writes there any more."""
+    if _stderr_style(style) == JSON:
+        record = logging.LogRecord("argusd.daemon", logging.ERROR, __file__, 0, message, None, None)
+        line = f"{_JsonLines().format(record)}\n"
+    else:
+        line = f"ERROR: {_one_line(message)}\n"
+    os.write(STDERR_FD, line.encode())

@@ -30,7 +30,12 @@ _OPTIONS: Final = (
     # Controllers ping idle streams; the library's default answers more than one ping in 5 minutes with GOAWAY.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    # Until a connection has greeted, nobody knows whose it is: it holds its place for no longer than this.
+    ("grpc.server_handshake_timeout_ms", 5_000),
+    ("grpc.max_concurrent_streams", 256),
 )
+_MOST_CONNECTIONS: Final = 1024
+_CONNECTIONS_SHARE: Final = 4  # so much of all descriptors
 _ANY_IPV6: Final = "[::]"
 _ANY_IPV4: Final = "0.0.0.0"  # noqa: S104  (the documented fall-back where IPv6 is off)
 
@@ -50,11 +55,15 @@ class Service:
 class Server:
     """One grpc.aio server. Make it, and use it, inside the running event loop."""
 
-    def __init__(self, services: Sequence[Service], *, with_reflection: bool) -> None:
-        """Prepare a server for ``services``; nothing is bound yet."""
+    def __init__(self, services: Sequence[Service], descriptors: int, *, with_reflection: bool) -> None:
+        """Prepare a server for ``services``; nothing is bound yet.
+
+        Connections take a part of the ``descriptors`` that the process may have, so that enough are left for the rest.
+        """
         self._names = ("", *(service.name for service in services))
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=_OPTIONS)
+        connections = min(_MOST_CONNECTIONS, descriptors // _CONNECTIONS_SHARE)
+        self._server = grpc.aio.server(options=(*_OPTIONS, ("grpc.max_allowed_incoming_connections", connections)))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         for service in services:
             self._server.add_generic_rpc_handlers((service.handler,))

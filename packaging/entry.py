@@ -19,6 +19,7 @@ import sys
 import threading
 from pathlib import Path
 
+from argusd import descriptors
 from argusd.__main__ import main
 
 
@@ -44,6 +45,7 @@ def end_with(launcher: int) -> None:
 
 def run() -> int:
     """Run the daemon and return its exit code."""
+    descriptors.open_standard()
     folder = os.environ.get("STATICX_BUNDLE_DIR")
     if folder is None:  # made by PyInstaller alone
         return main() or 0
