@@ -66,7 +66,7 @@ cdef extern from "<dirent.h>" nogil:
 
 cdef extern from "<fcntl.h>" nogil:
     int O_PATH, O_DIRECTORY, O_NOFOLLOW, O_CLOEXEC, O_NONBLOCK, O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_APPEND
-    int O_LARGEFILE, O_NOATIME, O_NOCTTY
+    int O_LARGEFILE, O_NOATIME, O_NOCTTY, O_RDWR
     int F_DUPFD_CLOEXEC
     int F_GETFD
     int open(const char *path, int flags, ...)
