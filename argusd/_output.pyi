@@ -7,10 +7,18 @@ TEXT: Final[int]
 COLOUR: Final[int]
 
 @final
+class Source:
+    """Something that makes lines, such as a container: it has a share of the room in each sink, and no more."""
+
+    def __init__(self, label: bytes) -> None:
+        """``label`` is what to call it, without control characters, where its lines were dropped."""
+
+@final
 class Output:
     """Where log lines go: any number of sinks, none of which can block a producer.
 
-    A sink that is full drops lines, counts them, and says so in a WARNING line as soon as it has room.
+    A sink that is full drops lines, counts them, and says so in a WARNING line as soon as it has room. What a file
+    cannot take is lost, counted, and told to the other sinks at once.
     """
 
     def add_descriptor(self, fd: int, style: int, capacity_bytes: int = ...) -> None:
@@ -18,6 +26,7 @@ class Output:
     def add_file(self, path: str, max_bytes: int, backups: int, capacity_bytes: int = ...) -> None:
         """Append text lines to ``path``; at ``max_bytes`` it becomes ``path.1`` and so on up to ``backups``.
 
+        When somebody removes the file or moves it away, the next line goes into a new one.
         Raises OSError when the file cannot be created, or is not a plain file of our own with one name.
         """
     def write(self, json_line: bytes, text_line: bytes, colour_line: bytes) -> None:

@@ -10,52 +10,41 @@ Facts that shape this file:
   a moment, and nobody has to wake it; after a quiet time a line goes out at once.
 * A ring of anonymous memory costs nothing until it is touched; what a burst touched is given back to the kernel when
   the ring stays empty.
-* /tmp is open to everybody: a log file there may have been planted. See ``open_log_file``.
+* A disk may be full for a while. What cannot be written is lost, counted, and told: to the other sinks at once, and
+  in its own place as soon as there is room.
+* One source of lines must not push out those of the others: see ``sink_admits``.
 """
 
 import os
 
-from libc.errno cimport EAGAIN, EEXIST, EINTR, ELOOP, errno
+from libc.errno cimport EAGAIN, EEXIST, EFBIG, EINTR, errno
 from libc.stdint cimport int64_t
-from libc.stdio cimport rename, snprintf
+from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
-from libc.string cimport memchr, memcpy, strdup
+from libc.string cimport memchr, memcpy, memset, strcmp, strdup, strncpy
 from libc.time cimport time_t, tm, gmtime_r, localtime_r, strftime
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
+from argusd._logfile cimport LogFile, file_close, file_cut, file_follow, file_free, file_open, file_rotate
 from argusd.includes.linux cimport (
     MADV_DONTNEED,
     MAP_ANONYMOUS,
     MAP_FAILED,
     MAP_NORESERVE,
     MAP_PRIVATE,
-    O_APPEND,
-    O_CLOEXEC,
-    O_CREAT,
-    O_EXCL,
-    O_NOFOLLOW,
-    O_NONBLOCK,
-    O_WRONLY,
     POLLOUT,
     PRIO_PROCESS,
     PROT_READ,
     PROT_WRITE,
     SYS_gettid,
-    S_ISREG,
-    close,
-    fstat,
-    geteuid,
-    ftruncate,
     madvise,
     mmap,
     munmap,
-    open,
     poll,
     pollfd,
     setpriority,
-    stat_t,
+    strerror_r,
     syscall,
-    unlink,
     write,
 )
 from argusd.includes.pthread cimport (
@@ -77,6 +66,7 @@ from argusd.includes.pthread cimport (
     pthread_timedjoin_np,
     sigfillset,
     sigset_t,
+    store_u64,
 )
 
 JSON = STYLE_JSON
@@ -88,6 +78,11 @@ cdef enum:
     GATHER_NS = 4 * 1000 * 1000
     GIVE_BACK = 1024 * 1024     # a ring that used more than this returns its memory when it has been empty
     GIVE_BACK_AFTER_S = 1       # for so long: to return it takes milliseconds, and the next burst would wait for them
+    OWN_LINE_MAX = 12 * 1024
+    ESCAPED_MAX = 5 * 1024
+
+cdef int64_t TELL_NS = 1000 * 1000 * 1000
+cdef int64_t COMPLAIN_NS = 60 * TELL_NS
 
 
 cdef void sink_append(Sink *sink, const char *lines, size_t size, unsigned long long count) noexcept nogil:
@@ -103,7 +98,7 @@ cdef void sink_append(Sink *sink, const char *lines, size_t size, unsigned long 
         first = min(size, sink.capacity - at)
         memcpy(sink.ring + at, lines, first)
         memcpy(sink.ring, lines + first, size - first)
-        sink.head += size
+        store_u64(&sink.head, sink.head + size)
         sink.high = max(sink.high, sink.capacity if first < size else at + size)
         wake = sink.wake_at != 0 and sink.head - sink.tail >= sink.wake_at
         if wake:
@@ -111,6 +106,22 @@ cdef void sink_append(Sink *sink, const char *lines, size_t size, unsigned long 
     pthread_mutex_unlock(&sink.lock)
     if wake:                        # not with the lock held, which is the first thing that the writer wants
         pthread_cond_signal(&sink.wake)
+
+
+cdef void sink_refuse(Sink *sink, const Share *share) noexcept nogil:
+    cdef int i
+    pthread_mutex_lock(&sink.lock)
+    if sink.dropped == sink.admitted:
+        sink.drop_mark = sink.head
+    sink.dropped += 1
+    for i in range(BLAMED_MAX):
+        if sink.blamed[i].lines == 0:
+            memcpy(sink.blamed[i].label, share.label, LABEL_MAX)
+        elif strcmp(sink.blamed[i].label, share.label) != 0:
+            continue
+        sink.blamed[i].lines += 1
+        break
+    pthread_mutex_unlock(&sink.lock)
 
 
 cdef size_t write_all(int fd, const char *data, size_t size) noexcept nogil:
@@ -151,82 +162,186 @@ cdef size_t whole_lines(const char *data, size_t size) noexcept nogil:
     return whole if whole else size
 
 
-cdef int create_log_file(const char *path) noexcept nogil:
-    """Make a new, empty log file; what somebody planted under the name goes first."""
-    cdef int fd = -1, _attempt
-    for _attempt in range(3):
-        fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o640)
-        if fd >= 0 or errno != EEXIST:
-            break
-        unlink(path)
-    return fd
+cdef char *cleaned(char *out, const char *text, bint json) noexcept nogil:
+    """Make ``text`` fit into a line, in ``out`` of ESCAPED_MAX bytes; a path may hold any byte."""
+    cdef char *at = out
+    while text[0] != 0 and at < out + ESCAPED_MAX - 3:
+        if json and (text[0] == c'"' or text[0] == c'\\'):
+            at[0] = c'\\'
+            at += 1
+        at[0] = c'?' if 0 <= text[0] < 0x20 or text[0] == 0x7f else text[0]
+        at += 1
+        text += 1
+    at[0] = 0
+    return out
 
 
-cdef int open_log_file(const char *path, long *size) noexcept nogil:
-    """Open the log file to append; -1 with errno EEXIST when it is not a plain file of ours with only this name."""
-    cdef stat_t status
-    cdef int fd = open(path, O_WRONLY | O_APPEND | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
-    size[0] = 0
-    if fd < 0:
-        if errno == ELOOP:          # a symbolic link
-            (&errno)[0] = EEXIST
-            return -1
-        return open(path, O_WRONLY | O_APPEND | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o640)
-    if fstat(fd, &status) != 0 or not S_ISREG(status.st_mode) or status.st_uid != geteuid() or status.st_nlink != 1:
-        close(fd)
-        (&errno)[0] = EEXIST
-        return -1
-    size[0] = status.st_size
-    return fd
-
-
-cdef void rotate(Sink *sink) noexcept nogil:
-    """Move path to path.1, path.1 to path.2 and so on, and start a new file; without room for that, empty it."""
-    cdef char older[4200]
-    cdef char newer[4200]
-    cdef int number, fd
-    for number in range(sink.backups, 0, -1):
-        snprintf(older, sizeof(older), b"%s.%d", sink.path, number)
-        if number > 1:
-            snprintf(newer, sizeof(newer), b"%s.%d", sink.path, number - 1)
-        else:
-            snprintf(newer, sizeof(newer), b"%s", sink.path)
-        rename(newer, older)
-    fd = create_log_file(sink.path)
-    if fd >= 0:
-        close(sink.fd)
-        sink.fd = fd
-    else:
-        ftruncate(sink.fd, 0)
-    sink.file_size = 0
-
-
-cdef void tell_dropped(Sink *sink, unsigned long long lines) noexcept nogil:
-    cdef char text[256]
+cdef size_t own_line(char *out, int style, const char *message, unsigned long long lines) noexcept nogil:
+    """A WARNING of this module about ``lines``, in ``out`` of OWN_LINE_MAX bytes; returns its size."""
     cdef char stamp[64]
+    cdef char inside[ESCAPED_MAX]
     cdef timespec now
     cdef tm parts
     cdef time_t seconds
     cdef int size
     clock_gettime(CLOCK_REALTIME, &now)
     seconds = now.tv_sec
-    if sink.style == STYLE_JSON:
+    if style == STYLE_JSON:
         gmtime_r(&seconds, &parts)
         strftime(stamp, sizeof(stamp), b"%Y-%m-%dT%H:%M:%S", &parts)
         size = snprintf(
-            text, sizeof(text),
-            b'{"timestamp":"%s.%06ldZ","level":"WARNING","logger":"argusd.output",'
-            b'"message":"%llu log lines were dropped here, the reader of this output is too slow","dropped":%llu}\n',
-            stamp, <long>(now.tv_nsec // 1000), lines, lines)
+            out, OWN_LINE_MAX,
+            b'{"timestamp":"%s.%06ldZ","level":"WARNING","logger":"argusd.output","message":"%s","dropped":%llu}\n',
+            stamp, <long>(now.tv_nsec // 1000), cleaned(inside, message, True), lines)
     else:
         localtime_r(&seconds, &parts)
         strftime(stamp, sizeof(stamp), b"%m%d %H:%M:%S", &parts)
         size = snprintf(
-            text, sizeof(text),
-            b"W%s.%06ld 0 _output.pyx:1] %llu log lines were dropped here, the reader of this output is too slow\n",
-            stamp, <long>(now.tv_nsec // 1000), lines)
-    write_all(sink.fd, text, <size_t>size)
-    sink.file_size += size
+            out, OWN_LINE_MAX, b"W%s.%06ld 0 _output.pyx:1] %s\n", stamp, <long>(now.tv_nsec // 1000),
+            cleaned(inside, message, False))
+    return <size_t>min(size, OWN_LINE_MAX - 1)
+
+
+cdef void complain(Sink *sink, const char *message, unsigned long long lines) noexcept nogil:
+    """Tell the other sinks; with no lock held."""
+    cdef char line[OWN_LINE_MAX]
+    cdef Sink *other
+    cdef int i
+    for i in range(sink.sinks.count):
+        other = sink.sinks.all[i]
+        if other != sink:
+            sink_append(other, line, own_line(line, other.style, message, lines), 1)
+
+
+cdef size_t put(Sink *sink, const char *data, size_t size) noexcept nogil:
+    """Write ``data`` on a line of its own; returns how much of it is written and stays.
+
+    What was written of a line that is not whole is taken back, or closed by a newline before the next one.
+    """
+    cdef int fd = sink.file.fd if sink.file != NULL else sink.fd
+    cdef size_t done = 0, kept
+    if sink.torn:
+        if write_all(fd, b"\n", 1) != 1:
+            sink.failure = errno
+            return 0
+        sink.torn = False
+        if sink.file != NULL:
+            sink.file.size += 1
+    done = write_all(fd, data, size)
+    sink.failure = errno if done < size else 0
+    if sink.file != NULL:
+        sink.file.size += <long>done
+    if done == size:
+        sink.inside = size > 0 and data[size - 1] != c'\n'
+        return size
+    kept = done
+    while kept and data[kept - 1] != c'\n':
+        kept -= 1
+    if done > kept and (sink.file == NULL or not file_cut(sink.file, <long>(done - kept))):
+        sink.torn = True
+    if sink.inside and kept == 0:
+        sink.torn = True
+    sink.inside = False
+    return kept
+
+
+cdef void tell_dropped(Sink *sink, unsigned long long lines, const Blamed *blamed) noexcept nogil:
+    cdef char line[OWN_LINE_MAX]
+    cdef char message[ESCAPED_MAX]
+    cdef size_t size
+    cdef int i
+    size = <size_t>snprintf(
+        message, sizeof(message), b"%llu log lines were dropped here, the reader of this output is too slow", lines)
+    for i in range(BLAMED_MAX):
+        if blamed[i].lines and size < sizeof(message) - LABEL_MAX - 32:
+            size += <size_t>snprintf(
+                message + size, sizeof(message) - size, b"%s %llu of %s", b":" if i == 0 else b",", blamed[i].lines,
+                blamed[i].label)
+    put(sink, line, own_line(line, sink.style, message, lines))
+
+
+cdef bint tell_lost(Sink *sink) noexcept nogil:
+    """Say here that lines could not be written, now that they can; False when they cannot."""
+    cdef char line[OWN_LINE_MAX]
+    cdef char message[ESCAPED_MAX]
+    cdef size_t size
+    snprintf(message, sizeof(message), b"%llu log lines were lost here, they could not be written", sink.lost)
+    size = own_line(line, sink.style, message, sink.lost)
+    if put(sink, line, size) != size:
+        return False
+    if sink.file != NULL:
+        snprintf(
+            message, sizeof(message), b"%s is written again, %llu lines were lost", sink.file.path, sink.lost)
+        complain(sink, message, sink.lost)
+    sink.lost = 0
+    sink.complained_ns = 0
+    return True
+
+
+cdef void note_lost(Sink *sink, unsigned long long lines, int64_t now_ns) noexcept nogil:
+    """Count lines that could not be written; tell the other sinks at once, and then once a minute."""
+    cdef char message[ESCAPED_MAX]
+    cdef char reason[128]
+    sink.lost += lines
+    if sink.file == NULL or (sink.complained_ns and now_ns - sink.complained_ns < COMPLAIN_NS):
+        return
+    sink.complained_ns = now_ns
+    snprintf(
+        message, sizeof(message), b"%s cannot be written: %s; %llu lines are lost so far", sink.file.path,
+        strerror_r(sink.failure, reason, sizeof(reason)), sink.lost)
+    complain(sink, message, sink.lost)
+
+
+cdef void tell_blocked(Sink *sink, const char *what, int failure) noexcept nogil:
+    cdef char message[ESCAPED_MAX]
+    cdef char reason[128]
+    if not sink.blocked_told:
+        sink.blocked_told = True
+        snprintf(message, sizeof(message), what, sink.file.path, strerror_r(failure, reason, sizeof(reason)))
+        complain(sink, message, 0)
+
+
+cdef int prepare_file(Sink *sink, size_t size, int64_t now_ns) noexcept nogil:
+    """Find the file again, and rotate it when it is full; 0, or an errno when nothing may be written."""
+    cdef int failure = file_follow(sink.file, now_ns)
+    if failure:
+        tell_blocked(sink, b"%s is not the log file any more and cannot be opened anew: %s; "
+                     b"lines go on into the file that was there", failure)
+    if sink.file.size + <long>size <= sink.file.max_bytes or sink.file.size == 0:
+        return 0
+    failure = file_rotate(sink.file, now_ns)
+    if failure == EFBIG:
+        return failure
+    if failure:
+        tell_blocked(sink, b"%s cannot be rotated: %s; it grows to the size of all older logs together, "
+                     b"and lines beyond that are lost", failure)
+    else:
+        sink.blocked_told = False
+    return 0
+
+
+cdef size_t write_piece(Sink *sink, const char *data, size_t size, int64_t now_ns) noexcept nogil:
+    """Write a piece of the ring, preceded by what there is to say; returns the lines that are lost."""
+    cdef const char *newline
+    cdef size_t done = 0
+    cdef unsigned long long lines
+    if sink.headless:
+        newline = <const char *>memchr(data, c'\n', size)
+        done = <size_t>(newline + 1 - data) if newline != NULL else size
+        sink.headless = newline == NULL
+        return (0 if sink.headless else 1) + (write_piece(sink, data + done, size - done, now_ns) if done < size else 0)
+    if sink.file != NULL and not sink.inside:
+        sink.failure = prepare_file(sink, size, now_ns)
+    else:
+        sink.failure = 0
+    if not sink.failure and (sink.lost == 0 or sink.inside or tell_lost(sink)):
+        done = put(sink, data, size)
+    if done == size:
+        return 0
+    sink.headless = data[size - 1] != c'\n'
+    lines = count_lines(data + done, size - done)
+    note_lost(sink, lines, now_ns)
+    return lines
 
 
 cdef void deadline_after(timespec *when, double timeout_s) noexcept nogil:
@@ -256,62 +371,86 @@ cdef void gather(Sink *sink) noexcept nogil:
     sink.wake_at = 0
 
 
+cdef void move_tail(Sink *sink, size_t size) noexcept nogil:
+    """With the lock held: so much of the ring is written."""
+    cdef unsigned long long start
+    store_u64(&sink.tail, sink.tail + size)
+    if sink.tail >= sink.turn_mark:
+        store_u64(&sink.turn, sink.turn + 1)
+        sink.turn_mark = sink.head
+    if sink.head == sink.tail:      # go on at the start of the ring, whose memory is in use already
+        start = (sink.tail + sink.capacity - 1) & ~<unsigned long long>(sink.capacity - 1)
+        store_u64(&sink.head, start)
+        store_u64(&sink.tail, start)
+        sink.turn_mark = start
+
+
+cdef unsigned long long take_untold(Sink *sink, size_t *size, int64_t now_ns, Blamed *blamed) noexcept nogil:
+    """With the lock held: the dropped lines to tell of before the next piece, which ends where some are missing."""
+    cdef unsigned long long untold = sink.dropped - sink.admitted
+    if not untold:
+        return 0
+    if sink.inside:
+        return 0
+    if sink.tail < sink.drop_mark:
+        size[0] = min(size[0], <size_t>(sink.drop_mark - sink.tail))
+        return 0
+    if sink.head != sink.tail and not sink.closing and now_ns - sink.told_ns < TELL_NS:
+        return 0
+    sink.admitted = sink.dropped
+    sink.told_ns = now_ns
+    memcpy(blamed, sink.blamed, sizeof(sink.blamed))
+    memset(sink.blamed, 0, sizeof(sink.blamed))
+    return untold
+
+
+cdef void await_lines(Sink *sink) noexcept nogil:
+    """With the lock held: sleep until there is something to do."""
+    cdef timespec when
+    while sink.head == sink.tail and not sink.closing and sink.dropped == sink.admitted:
+        sink.wake_at = 1
+        if sink.high <= GIVE_BACK:
+            pthread_cond_wait(&sink.wake, &sink.lock)
+        else:
+            deadline_after(&when, GIVE_BACK_AFTER_S)
+            if pthread_cond_timedwait(&sink.wake, &sink.lock, &when) != 0 and sink.head == sink.tail:
+                madvise(sink.ring, sink.capacity, MADV_DONTNEED)
+                sink.high = 0
+        sink.wake_at = 0
+
+
 cdef void *writer(void *argument) noexcept nogil:
     """The life of a sink's thread: write what is queued, in large pieces, outside the lock."""
     cdef Sink *sink = <Sink *>argument
-    cdef size_t at, size, done
+    cdef size_t at, size
     cdef unsigned long long untold
     cdef int64_t before_ns, begun_ns = 0
-    cdef timespec when
-    cdef bint inside = False        # the last piece ended inside a line
+    cdef Blamed blamed[BLAMED_MAX]
     # The reader may wait for this thread's lock: it must not lose the processor to others while it holds it. May fail.
     setpriority(PRIO_PROCESS, <unsigned int>syscall(SYS_gettid), -20)
     pthread_mutex_lock(&sink.lock)
     while True:
-        while sink.head == sink.tail and not sink.closing and sink.dropped == sink.admitted:
-            sink.wake_at = 1
-            if sink.high <= GIVE_BACK:
-                pthread_cond_wait(&sink.wake, &sink.lock)
-            else:
-                deadline_after(&when, GIVE_BACK_AFTER_S)
-                if pthread_cond_timedwait(&sink.wake, &sink.lock, &when) != 0 and sink.head == sink.tail:
-                    madvise(sink.ring, sink.capacity, MADV_DONTNEED)
-                    sink.high = 0
-            sink.wake_at = 0
+        await_lines(sink)
         if sink.head == sink.tail and sink.dropped == sink.admitted:
             break
+        before_ns, begun_ns = begun_ns, monotonic_ns()
         at = sink.tail & (sink.capacity - 1)
         size = <size_t>min(sink.head - sink.tail, min(sink.capacity - at, <size_t>WRITE_MAX))
-        untold = 0
-        if sink.dropped != sink.admitted and sink.tail >= sink.drop_mark:
-            untold = sink.dropped - sink.admitted
-            sink.admitted = sink.dropped
-        elif sink.dropped != sink.admitted and sink.tail + size > sink.drop_mark:
-            size = <size_t>(sink.drop_mark - sink.tail)
+        untold = take_untold(sink, &size, begun_ns, blamed)
         pthread_mutex_unlock(&sink.lock)
 
-        if sink.path != NULL:       # a rotation, or a word about dropped lines, must not come inside a line
-            size = whole_lines(sink.ring + at, size)
-        before_ns, begun_ns = begun_ns, monotonic_ns()
-        if untold:
-            tell_dropped(sink, untold)
-        if sink.path != NULL and not inside and sink.file_size + <long>size > sink.max_bytes and sink.file_size > 0:
-            rotate(sink)
-        done = write_all(sink.fd, sink.ring + at, size)
-        inside = size > 0 and sink.ring[at + size - 1] != c'\n'
-        sink.file_size += <long>done
-        if done < size:             # a closed pipe, a full disk: these lines are lost, and counted
-            untold = count_lines(sink.ring + at + done, size - done)
-        else:
-            untold = 0
+        # A rotation, or a word about dropped lines, must not come inside a line.
+        size = whole_lines(sink.ring + at, size)
+        if untold and sink.failure:
+            sink.lost += untold
+        elif untold:
+            tell_dropped(sink, untold, blamed)
+        untold = write_piece(sink, sink.ring + at, size, begun_ns) if size else 0
 
         pthread_mutex_lock(&sink.lock)
         sink.dropped += untold
-        sink.admitted += untold     # saying so on an output that cannot be written would fail as well
-        sink.tail += size
-        if sink.head == sink.tail:  # go on at the start of the ring, whose memory is in use already
-            sink.tail = (sink.tail + sink.capacity - 1) & ~<unsigned long long>(sink.capacity - 1)
-            sink.head = sink.tail
+        sink.admitted += untold     # they are told of in another way
+        move_tail(sink, size)
         if sink.flushing:
             pthread_cond_broadcast(&sink.written)
         if begun_ns - before_ns < 2 * GATHER_NS:
@@ -335,17 +474,30 @@ cdef bint wait_written(Sink *sink, unsigned long long mark, const timespec *when
     return in_time
 
 
+cdef class Source:
+    def __cinit__(self, bytes label not None):
+        strncpy(self.share.label, label[:LABEL_MAX - 1].decode("utf-8", "ignore").encode(), LABEL_MAX - 1)
+
+
 cdef class Output:
     def __cinit__(self):
         self.count = 0
         self.closed = False
+        self.family = <Sinks *>calloc(1, sizeof(Sinks))
+        if self.family == NULL:
+            raise MemoryError
 
     def __dealloc__(self):
         # Not before: whoever writes to a sink holds this object. A writer that still runs owns its sink.
         cdef int i
+        cdef bint ended = True
         for i in range(self.count):
             if self.sinks[i].joined:
                 free_sink(self.sinks[i])
+            else:
+                ended = False
+        if ended:
+            free(self.family)
 
     cdef Sink *new_sink(self, int fd, int style, size_t capacity) except NULL:
         cdef Sink *sink
@@ -361,6 +513,8 @@ cdef class Output:
         if <void *>sink.ring == MAP_FAILED:
             free(sink)
             raise MemoryError
+        sink.sinks = self.family
+        sink.number = self.count
         sink.fd = fd
         sink.style = style
         sink.capacity = size
@@ -381,9 +535,11 @@ cdef class Output:
             sink.running = 0
             free_sink(sink)
             raise OSError(failure, f"cannot start a log writer thread: {os.strerror(failure)}")
-        pthread_setname_np(sink.thread, b"writer-file" if sink.path != NULL else b"writer-fd")
+        pthread_setname_np(sink.thread, b"writer-file" if sink.file != NULL else b"writer-fd")
         self.sinks[self.count] = sink
         self.count += 1
+        self.family.all[self.family.count] = sink
+        self.family.count += 1
         return 0
 
     def add_descriptor(self, int fd, int style, size_t capacity_bytes=32 << 20):
@@ -393,26 +549,27 @@ cdef class Output:
 
     def add_file(self, str path, long max_bytes, int backups, size_t capacity_bytes=32 << 20):
         cdef bytes name = os.fsencode(path)
-        cdef long size = 0
-        cdef int fd, failure
+        cdef int failure
+        cdef LogFile *file
         cdef Sink *sink
         if b"\0" in name or len(name) > 4000:
             raise ValueError(f"not a usable log file name: {path!r}")
-        fd = open_log_file(name, &size)
-        if fd < 0:
-            failure = errno
+        file = <LogFile *>calloc(1, sizeof(LogFile))
+        if file == NULL:
+            raise MemoryError
+        file.fd, file.path, file.max_bytes, file.backups = -1, strdup(name), max_bytes, backups
+        failure = file_open(file)
+        try:
             if failure == EEXIST:
                 raise FileExistsError(failure, "exists and is not a plain file of this user with one name", path)
-            raise OSError(failure, os.strerror(failure), path)
-        try:
-            sink = self.new_sink(fd, STYLE_TEXT, capacity_bytes)
+            if failure:
+                raise OSError(failure, os.strerror(failure), path)
+            sink = self.new_sink(-1, STYLE_TEXT, capacity_bytes)
         except BaseException:
-            close(fd)
+            file_close(file)
+            file_free(file)
             raise
-        sink.path = strdup(name)
-        sink.file_size = size
-        sink.max_bytes = max_bytes
-        sink.backups = backups
+        sink.file = file
         self.start(sink)
 
     def write(self, bytes json_line not None, bytes text_line not None, bytes colour_line not None):
@@ -470,8 +627,8 @@ cdef class Output:
             for i in range(self.count):
                 if pthread_timedjoin_np(self.sinks[i].thread, NULL, &when) == 0:
                     self.sinks[i].joined = True
-                    if self.sinks[i].path != NULL:
-                        close(self.sinks[i].fd)
+                    if self.sinks[i].file != NULL:
+                        file_close(self.sinks[i].file)
                 else:
                     done = False    # its output is stuck: the thread keeps its sink until the process ends
         return done
@@ -482,5 +639,7 @@ cdef void free_sink(Sink *sink) noexcept nogil:
     pthread_mutex_destroy(&sink.lock)
     pthread_cond_destroy(&sink.wake)
     pthread_cond_destroy(&sink.written)
-    free(sink.path)
+    if sink.file != NULL:
+        file_close(sink.file)
+        file_free(sink.file)
     free(sink)

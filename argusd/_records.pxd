@@ -2,6 +2,8 @@
 
 from libc.string cimport memcpy
 
+from argusd._output cimport Share, Source
+
 cdef enum:
     FIELD_LITERAL = 0
     FIELD_EVENT
@@ -44,6 +46,7 @@ cdef struct Lines:
     Segment *segments
     Text fields[FIELDS]     # those that are fixed, from FIELD_POD on; the others are set per event
     Text json_tail          # from ,"pod": to the newline
+    Share *share            # of the container, in the sinks; of watches and of guards apart
 
 # The moment of a batch of events, in both line forms. All zero before it is first set.
 cdef struct Stamp:
@@ -85,6 +88,7 @@ cdef void text_into(Buffer *out, const Stamp *stamp, Text message, bint colour) 
 cdef class Encoder:
     cdef Lines lines
     cdef list owned         # the bytes objects that ``lines`` points into
+    cdef Source source
 
     cdef Text keep(self, bytes text)
     cdef int compile(self, segments) except -1

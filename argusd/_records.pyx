@@ -12,12 +12,17 @@ from libc.stdio cimport snprintf
 from libc.time cimport gmtime_r, localtime_r, strftime, time_t, tm
 
 import json
+from weakref import WeakValueDictionary
 
+from argusd._output cimport Source
 from argusd.includes.linux cimport SYS_gettid, syscall
 
 cdef enum:
     LEAD_MAX = 0xF4         # the largest first byte of a UTF-8 sequence
     JSON_REST = 256         # bytes of a JSON line at the most, beside the texts that it is made of
+    # Bytes of a message in text form: runtimes cut lines at 16 KiB, and the rest of one that is cut could look like a
+    # line of ours. JSON needs no limit: no part of an object is one.
+    TEXT_MAX = 15 * 1024
 
 
 cdef bint buffer_grow(Buffer *buffer, size_t size) noexcept nogil:
@@ -235,14 +240,27 @@ cdef void json_into(Buffer *out, const Lines *lines, const Text *fields, const S
     out.size = <size_t>(at - out.data)
 
 
+cdef void cut_into(Buffer *out, Text message) noexcept nogil:
+    """The beginning of a message that is too long, and how much is missing."""
+    cdef size_t size = TEXT_MAX
+    cdef char rest[64]
+    while message.data[size] & 0xC0 == 0x80:    # not inside a character
+        size -= 1
+    buffer_add(out, message.data, size)
+    buffer_add(out, rest, <size_t>snprintf(rest, sizeof(rest), b" [%zu more bytes cut]\n", message.size - size))
+
+
 cdef void text_into(Buffer *out, const Stamp *stamp, Text message, bint colour) noexcept nogil:
     if colour:
         buffer_add(out, b"\033[32m", 5)
     buffer_add(out, stamp.prefix, stamp.prefix_size)
     if colour:
         buffer_add(out, b"\033[0m", 4)
-    buffer_add(out, message.data, message.size)
-    buffer_add(out, b"\n", 1)
+    if message.size <= TEXT_MAX:
+        buffer_add(out, message.data, message.size)
+        buffer_add(out, b"\n", 1)
+    else:
+        cut_into(out, message)
 
 
 cdef void put_microseconds(char *at, int microseconds) noexcept nogil:
@@ -307,6 +325,18 @@ cdef dict WATCH_FIELDS = SHARED_FIELDS | {"file": FIELD_FILE, "sep": FIELD_SEP}
 cdef dict GUARD_FIELDS = SHARED_FIELDS | {"response": FIELD_RESPONSE}
 
 
+# The sources of lines that are alive, so that all subjects in a container share one.
+cdef object SOURCES = WeakValueDictionary()
+
+
+cdef Source source_of(str kind, bytes pod, bytes node, bytes container):
+    cdef Source source = SOURCES.get((kind, pod, node, container))
+    if source is None:
+        source = Source(b"(%s:%s)" % (pod, node) + (b" " + container[:12] if container else b""))
+        SOURCES[kind, pod, node, container] = source
+    return source
+
+
 cdef class Encoder:
     def __cinit__(self, segments, str pod not None, str node not None, str name not None,
                   str container not None, tags, str kind not None="watcher"):
@@ -317,6 +347,8 @@ cdef class Encoder:
         clean = {key: sanitized(value.encode()) for key, value in
                  {"pod": pod, "node": node, kind: name, "container": container}.items()}
         clean_tags = [(sanitized(key.encode()), sanitized(value.encode())) for key, value in tags]
+        self.source = source_of(kind, clean["pod"], clean["node"], clean["container"])
+        self.lines.share = &self.source.share
         self.lines.fields[FIELD_POD] = self.keep(clean["pod"])
         self.lines.fields[FIELD_NODE] = self.keep(clean["node"])
         self.lines.fields[FIELD_TAGS] = self.keep(b",".join(b"%s=%s" % pair for pair in clean_tags))

@@ -21,7 +21,7 @@ from argusd._records import sanitize
 if TYPE_CHECKING:
     from argusd._output import Output
 
-__all__ = ["LineHandler", "LineSink", "start", "write_start_error"]
+__all__ = ["LineHandler", "LineSink", "start", "stderr_style", "write_start_error"]
 
 
 STDERR_FD: Final = 2
@@ -33,6 +33,11 @@ _LEVELS: Final = ((logging.CRITICAL, "FATAL"), (logging.ERROR, "ERROR"), (loggin
 _COLOURS: Final = {"FATAL": "\x1b[1;31m", "ERROR": "\x1b[31m", "WARNING": "\x1b[33m", "INFO": "\x1b[32m"}
 _DIM: Final = "\x1b[2m"
 _RESET: Final = "\x1b[0m"
+# Marks that change the direction of text (Unicode UAX 9), shown as the event lines show them.
+_DIRECTION_MARKS: Final = {
+    code: f"\\u{code:04x}" for code in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
+_TEXT_MAX: Final = 15 * 1024  # bytes of a message in text form: container runtimes cut lines at 16 KiB
 # JSON leaves these as they are; a terminal or a log shipper may take them for control sequences or line ends.
 _JSON_ESCAPES: Final = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
 
@@ -71,6 +76,15 @@ def _one_line(text: str) -> str:
     return sanitize(_printable(text).encode()).decode()
 
 
+def _cut(text: str) -> str:
+    """Return what of ``text`` may stand in a text line, and say so when that is not all."""
+    data = text.encode()
+    if len(data) <= _TEXT_MAX:
+        return text
+    kept = data[:_TEXT_MAX].decode("utf-8", "ignore")
+    return f"{kept} [{len(data) - len(kept.encode())} more bytes cut]"
+
+
 def _dumps(data: dict[str, Any], **_options: object) -> str:
     text = json.dumps(data, cls=JsonEncoder, ensure_ascii=False, separators=(",", ":"))
     return text.translate(_JSON_ESCAPES)
@@ -89,8 +103,11 @@ class _JsonLines(JsonFormatter):
         super().add_fields(log_data, record, message_dict)
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        """Make every text encodable."""
-        return {key: _printable(value) if isinstance(value, str) else value for key, value in log_data.items()}
+        """Make every text encodable, and harmless where it is shown."""
+        return {
+            key: _printable(value).translate(_DIRECTION_MARKS) if isinstance(value, str) else value
+            for key, value in log_data.items()
+        }
 
 
 class _TextLines(logging.Formatter):
@@ -107,7 +124,7 @@ class _TextLines(logging.Formatter):
         text = record.getMessage()
         if record.exc_info:
             text = f"{text}\n{self.formatException(record.exc_info)}"
-        return _one_line(text)
+        return _cut(_one_line(text))
 
 
 class LineHandler(logging.Handler):
@@ -139,16 +156,18 @@ class LineHandler(logging.Handler):
         )
 
 
-def _stderr_style(style: str) -> int:
+def stderr_style(style: str) -> int:
+    """Return how lines look on stderr for ``-log=style``."""
     terminal = os.isatty(STDERR_FD)
     if style == "json" or (style == "auto" and not terminal):
         return JSON
-    return COLOUR if terminal else TEXT
+    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"  # https://no-color.org
+    return COLOUR if terminal and not plain else TEXT
 
 
 def start(output: Output, style: str, log_dir: str, verbosity: int) -> LineHandler:
     """Open the sinks and send every logger's records there; a log file that cannot be had is one WARNING."""
-    output.add_descriptor(STDERR_FD, _stderr_style(style))
+    output.add_descriptor(STDERR_FD, stderr_style(style))
     handler = LineHandler(output)
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -167,7 +186,7 @@ def start(output: Output, style: str, log_dir: str, verbosity: int) -> LineHandl
 
 def write_start_error(style: str, message: str) -> None:
     """Write to stderr why the daemon does not start, in the style of the log; nothing else writes there any more."""
-    if _stderr_style(style) == JSON:
+    if stderr_style(style) == JSON:
         record = logging.LogRecord("argusd.daemon", logging.ERROR, __file__, 0, message, None, None)
         line = f"{_JsonLines().format(record)}\n"
     else:

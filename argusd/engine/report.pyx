@@ -7,7 +7,7 @@ message. Nothing here waits: a sink that is full drops.
 
 from libc.string cimport memset, strlen
 
-from argusd._output cimport STYLE_COLOUR, STYLE_JSON, sink_append
+from argusd._output cimport STYLE_COLOUR, STYLE_JSON, sink_admits, sink_append, sink_refuse
 from argusd._records cimport (
     FIELDS,
     FIELD_EVENT,
@@ -94,6 +94,7 @@ cdef void write_out(Reader *reader, Subscription *subscription, uint32_t bit, bi
     cdef Text fields[FIELDS]
     cdef Text message
     cdef int kind = lowest_bit(bit), i
+    cdef size_t before
     add_u64(&subscription.counter.counts[kind], 1)
     reader.counted = True
     reader.reported += 1
@@ -106,10 +107,15 @@ cdef void write_out(Reader *reader, Subscription *subscription, uint32_t bit, bi
     fields[FIELD_PATH] = path
     message = message_into(&reader.message, subscription.lines, fields)
     for i in range(reader.sink_count):
+        before = reader.lines[i].size
         if reader.sinks[i].style == STYLE_JSON:
             json_into(&reader.lines[i], subscription.lines, fields, &reader.stamp, message)
         else:
             text_into(&reader.lines[i], &reader.stamp, message, reader.sinks[i].style == STYLE_COLOUR)
+        if not sink_admits(reader.sinks[i], subscription.lines.share, before, reader.lines[i].size - before):
+            reader.lines[i].size = before
+            sink_refuse(reader.sinks[i], subscription.lines.share)
+            continue
         reader.line_counts[i] += 1
         if reader.lines[i].size >= LINES_FULL:
             flush_lines(reader, i)

@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from argusd._output cimport STYLE_COLOUR, STYLE_JSON, sink_append
+from argusd._output cimport STYLE_COLOUR, STYLE_JSON, sink_admits, sink_append, sink_refuse
 from argusd._records cimport (
     FIELDS,
     FIELD_EVENT,
@@ -63,6 +63,7 @@ cdef void field(Text *text, const char *data, size_t size, bint plain) noexcept 
 cdef void write_line(Desk *desk, const Record *record) noexcept nogil:
     cdef Text fields[FIELDS]
     cdef Text message
+    cdef size_t before
     cdef bint plain
     cdef int i
     if record.realtime_ns != desk.stamp_ns:
@@ -77,10 +78,15 @@ cdef void write_line(Desk *desk, const Record *record) noexcept nogil:
     field(&fields[FIELD_PATH], desk.path.data, desk.path.size, plain)
     message = message_into(&desk.message, record.subject.lines, fields)
     for i in range(desk.reporter.sink_count):
+        before = desk.lines[i].size
         if desk.reporter.sinks[i].style == STYLE_JSON:
             json_into(&desk.lines[i], record.subject.lines, fields, &desk.stamp, message)
         else:
             text_into(&desk.lines[i], &desk.stamp, message, desk.reporter.sinks[i].style == STYLE_COLOUR)
+        if not sink_admits(desk.reporter.sinks[i], record.subject.lines.share, before, desk.lines[i].size - before):
+            desk.lines[i].size = before
+            sink_refuse(desk.reporter.sinks[i], record.subject.lines.share)
+            continue
         desk.counts[i] += 1
         if desk.lines[i].size >= LINES_FULL:
             hand_over(desk, i)

@@ -144,6 +144,7 @@ cdef extern from "<dlfcn.h>" nogil:
     void *dlopen(const char *path, int flags)
 
 cdef extern from "<string.h>" nogil:
+    char *strerror_r(int number, char *buffer, size_t size)     # that of GNU: returns the text
     void *memrchr(const void *text, int byte, size_t size)
     void *memmem(const void *haystack, size_t size, const void *needle, size_t needle_size)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from typing import Any
 
 import pytest
 
+from argusd import logs
+from argusd._output import COLOUR, TEXT
 from argusd._records import Encoder
 from argusd.logs import LineHandler
 from argusd.templates import compile_format
@@ -92,6 +95,36 @@ def test_no_text_can_forge_a_line(logger: logging.Logger, lines: Lines, text: st
         assert len(decoded.splitlines()) == 1
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", decoded)
     assert json.loads(lines.json[-1])
+
+
+@pytest.mark.parametrize("mark", ["\u061c", "\u200e", "\u200f", "\u202a", "\u202e", "\u2066", "\u2069"])
+def test_marks_that_turn_text_around_are_shown_as_in_event_lines(
+    logger: logging.Logger, lines: Lines, mark: str
+) -> None:
+    logger.info("a%sb", mark, extra={"watcher": mark})
+    shown = f"\\u{ord(mark):04x}"
+    assert lines.message == lines.record["message"] == f"a{shown}b"
+    assert lines.record["watcher"] == shown
+
+
+def test_a_text_line_is_cut_before_a_runtime_cuts_it(logger: logging.Logger, lines: Lines) -> None:
+    logger.info("%s", "\u00e4" * 20_000)
+    assert len(lines.text[-1]) < 16 * 1024
+    assert lines.message.endswith(" more bytes cut]")
+    assert lines.record["message"] == "\u00e4" * 20_000
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_a_terminal_that_wants_no_colour_gets_none(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    monkeypatch.setattr(os, "isatty", lambda _: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert logs.stderr_style("auto") == COLOUR
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert logs.stderr_style("auto") == logs.stderr_style("text") == TEXT
 
 
 def test_a_byte_that_is_no_utf_8_is_shown(logger: logging.Logger, lines: Lines) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import select
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -393,14 +394,124 @@ def test_a_link_planted_before_a_rotation_is_not_followed(output: Output, tmp_pa
     assert path.read_bytes() == b"".join(numbered(10))
 
 
-def test_a_folder_planted_in_the_way_of_a_rotation_costs_no_line(output: Output, tmp_path: Path) -> None:
-    output.add_file(str(tmp_path / "log"), 1000, 1)
-    (tmp_path / "log.1" / "full").mkdir(parents=True)
-    for line in numbered(15):
+def plant_folders(path: Path, count: int) -> None:
+    for number in range(1, count + 1):
+        path.with_name(f"{path.name}.{number}").joinpath("full").mkdir(parents=True)
+
+
+def test_a_folder_in_the_place_of_an_older_log_is_left_out(output: Output, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    output.add_file(str(path), 1000, 3)
+    (tmp_path / "log.2" / "full").mkdir(parents=True)
+    for line in numbered(35):
         write(output, line)
         assert output.flush(TIMEOUT_S)
-    assert (tmp_path / "log").read_bytes() == b"".join(numbered(15)[-5:])
+    kept = b"".join((tmp_path / name).read_bytes() for name in ("log.3", "log.1", "log"))
+    assert kept == b"".join(numbered(35)[-25:])
+    assert (tmp_path / "log.2" / "full").is_dir()
     assert output.dropped() == 0
+
+
+def test_without_a_place_for_older_logs_nothing_is_lost_until_all_their_room_is_used(
+    output: Output, tmp_path: Path
+) -> None:
+    path = tmp_path / "log"
+    stderr = os.open(tmp_path / "stderr", os.O_WRONLY | os.O_CREAT)
+    output.add_descriptor(stderr, JSON)
+    output.add_file(str(path), 1000, 2)
+    plant_folders(path, 2)
+    for line in numbered(25):
+        write(output, line)
+        assert output.flush(TIMEOUT_S)
+    assert path.read_bytes() == b"".join(numbered(25))
+    for line in numbered(25):
+        write(output, line)
+        assert output.flush(TIMEOUT_S)
+    assert path.stat().st_size <= 3200
+    assert output.close(TIMEOUT_S)
+    os.close(stderr)
+    said = (tmp_path / "stderr").read_bytes()
+    assert said.count(b"cannot be rotated: File exists") == 1
+    assert said.count(b"cannot be written: File too large") == 1
+
+
+def test_a_file_that_is_moved_away_or_removed_is_made_anew(output: Output, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    output.add_file(str(path), 1 << 20, 1)
+    write(output, b"one\n")
+    assert output.flush(TIMEOUT_S)
+    path.rename(tmp_path / "moved")
+    write(output, b"two\n")
+    assert output.flush(TIMEOUT_S)
+    assert (tmp_path / "moved").read_bytes() == b"one\n"
+    assert path.read_bytes() == b"two\n"
+    path.unlink()
+    write(output, b"three\n")
+    assert output.flush(TIMEOUT_S)
+    assert path.read_bytes() == b"three\n"
+    path.unlink()
+    path.write_bytes(b"made by logrotate\n")
+    write(output, b"four\n")
+    assert output.flush(TIMEOUT_S)
+    assert path.read_bytes() == b"made by logrotate\nfour\n"
+
+
+def test_what_is_planted_in_the_place_of_the_file_is_left_alone_and_said_once(
+    output: Output, pipe: Pipe, tmp_path: Path
+) -> None:
+    path = tmp_path / "log"
+    output.add_descriptor(pipe.write_fd, JSON)
+    output.add_file(str(path), 1 << 20, 1)
+    path.rename(tmp_path / "moved")
+    _symlink(path)
+    for line in numbered(3):
+        write(output, line)
+        assert output.flush(TIMEOUT_S)
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert (tmp_path / "moved").read_bytes() == b"".join(numbered(3))
+    said = pipe.read_until(lambda data: numbered(3)[-1] in data and b"WARNING" in data)
+    assert said.count(b"cannot be opened anew: File exists") == 1
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size_kib: int) -> Iterator[Path]:
+    """A file system with room for so much; ``grow`` it with another mount."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_kib}k", "small", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@needs_root
+def test_lines_for_which_the_disk_has_no_room_are_told_of_and_leave_no_torn_line(
+    output: Output, pipe: Pipe, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path, 16):
+        output.add_file(str(tmp_path / "log"), 1 << 20, 1)
+        output.add_descriptor(pipe.write_fd, TEXT)
+        seen: list[bytes] = []
+        with open(pipe.read_fd, "rb", closefd=False) as stderr:
+            reader = threading.Thread(target=lambda: seen.extend(iter(stderr.readline, b"")))
+            reader.start()
+            lines = numbered(300)
+            for line in lines:
+                write(output, line)
+            until(lambda: any(b"cannot be written: No space left on device" in line for line in seen), "said at once")
+            assert output.flush(TIMEOUT_S)
+            lost = output.dropped()
+            subprocess.run(["mount", "-o", "remount,size=1m", tmp_path], check=True)
+            write(output, b"room again\n")
+            assert output.flush(TIMEOUT_S)
+            until(lambda: any(b"is written again" in line for line in seen), "said when there is room")
+            assert output.close(TIMEOUT_S)
+            pipe.close_write()
+            reader.join(TIMEOUT_S)
+        content = (tmp_path / "log").read_bytes().splitlines(keepends=True)
+        assert lost > 0
+        assert content[: 300 - lost] == lines[: 300 - lost]
+        assert re.search(rb"\] %d log lines were lost here" % lost, content[300 - lost])
+        assert content[301 - lost :] == [b"room again\n"]
 
 
 @pytest.mark.parametrize(("name", "error"), [("no/such/log", FileNotFoundError), ("file/log", NotADirectoryError)])
