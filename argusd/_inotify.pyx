@@ -28,7 +28,6 @@ from argusd.engine.core cimport (
     EVENT_KINDS,
     Core,
     Counter,
-    Limbo,
     NoticeEntry,
     Place,
     Root,
@@ -40,11 +39,11 @@ from argusd.engine.core cimport (
 )
 from argusd.engine.entering cimport DENIED_ENTER, DENIED_ROOT, WAY_OPENAT2, WAY_SETNS, openat2_missing
 from argusd.engine.events cimport reader_free, reader_init, reader_main
+from argusd.engine.limbo cimport limbo_busy, limbo_free_all
 from argusd.engine.mounts cimport mounts_remember
 from argusd.engine.places cimport place_join, place_leave
 from argusd.engine.report cimport Reader
 from argusd.engine.subject cimport arm_root
-from argusd.engine.tree cimport node_is
 from argusd.engine.walk cimport Walk, walk_free, walk_init
 from argusd.engine.walker cimport walker
 from argusd.engine.work cimport core_free, root_armed, tell_python
@@ -608,7 +607,6 @@ cdef class Engine:
     def settled(self):
         cdef bint busy
         cdef pollfd waiter
-        cdef Limbo *limbo
         waiter.fd, waiter.events = self.core.inotify_fd, POLLIN
         self.calls += 1
         with nogil:
@@ -616,14 +614,10 @@ cdef class Engine:
             busy = poll(&waiter, 1, 0) > 0      # before the next line, or a batch that was just read would be missed
             busy = (busy or load_int(&self.core.reading) or self.core.working or self.core.removal_count
                     or self.core.job_count or self.core.root_first != NULL or self.core.unsettled != NULL
-                    or self.core.windows != NULL or self.core.retries != NULL or self.core.looks != NULL
-                    or self.core.echoes != NULL
-                    or self.core.swaps != NULL or self.core.repair
-                    or self.core.fence_passed != self.core.fence_placed)
-            limbo = self.core.limbo
-            while limbo != NULL:
-                busy = busy or not limbo.arrived and node_is(&self.core, limbo.node, limbo.serial)
-                limbo = limbo.next
+                    or self.core.windows.count or self.core.retry_count or self.core.looks != NULL
+                    or self.core.echoes.count or self.core.swaps.first != NULL or self.core.swaps_due.first != NULL
+                    or self.core.repair or self.core.fence_passed != self.core.fence_placed
+                    or limbo_busy(&self.core))
             core_unlock(&self.core)
         self.calls -= 1
         return not busy
@@ -679,6 +673,7 @@ cdef class Engine:
         self.bury(self.core.subscriptions)
         self.bury(self.ended)
         self.core.subscriptions = self.ended = NULL
+        limbo_free_all(&self.core)
         core_free(&self.core)
         reader_free(&self.reader)
 

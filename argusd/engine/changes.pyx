@@ -29,7 +29,6 @@ from argusd.engine.core cimport (
     NODE_WINDOW,
     Name,
     WdEntry,
-    monotonic_ns,
     name_hash,
     wd_detach,
     wd_find,
@@ -37,7 +36,6 @@ from argusd.engine.core cimport (
 from argusd.engine.extent cimport bind, fit, look_for, may_enter, unlisted
 from argusd.engine.following cimport follow
 from argusd.engine.limbo cimport (
-    UNWATCHED_NS,
     Held,
     comes_later,
     confirm,
@@ -48,10 +46,15 @@ from argusd.engine.limbo cimport (
     hold,
     is_at,
     limbo_by_cookie,
+    limbo_claim,
     limbo_free,
+    limbo_hold,
     limbo_of,
+    limbo_of_wd,
     limbo_push,
+    limbo_rival,
     limbo_take,
+    limbo_wait,
     origin_note,
     origin_of,
     went_back,
@@ -191,7 +194,7 @@ cdef uint32_t exchanged(Reader *reader, Limbo *moved, Limbo *displaced) noexcept
     core.nodes[node].flags &= <unsigned short>~NODE_DISPLACED
     if moved != NULL:
         displaced.arrived = True
-        displaced.claim = 0
+        limbo_claim(core, displaced, 0)
         put_back(reader, moved)
     else:
         limbo_free(core, displaced)
@@ -199,14 +202,13 @@ cdef uint32_t exchanged(Reader *reader, Limbo *moved, Limbo *displaced) noexcept
 
 
 cdef void moved_from(Core *core, uint32_t parent, const inotify_event *event, size_t size) noexcept nogil:
-    cdef Limbo *displaced = displaced_at(core, parent, event.name, size) if core.limbo != NULL else NULL
+    cdef Limbo *displaced = displaced_at(core, parent, event.name, size) if core.limbo_count else NULL
     cdef uint32_t node = node_find(core, parent, event.name, size)
     cdef Limbo *limbo
     origin_note(core, event.cookie, parent, event.name, size)
     if node and displaced != NULL:
-        displaced.claim = event.cookie
-        displaced.rival = node
-        displaced.rival_serial = core.nodes[node].serial
+        if not limbo_claim(core, displaced, event.cookie) or not limbo_rival(core, displaced, node):
+            core.spilled = True             # no memory to tell the two apart: as if events were lost
         # Nothing is to be held back of one that is not watched: let it stand until more is known.
         if core.nodes[node].wd < 0 and not core.nodes[node].flags & NODE_ENDING:
             job_push(core, node)
@@ -226,7 +228,7 @@ cdef void moved_from(Core *core, uint32_t parent, const inotify_event *event, si
         node_free_tree(core, node)
         return
     if displaced != NULL and core.nodes[displaced.node].wd < 0:
-        limbo.until_ns = monotonic_ns() + UNWATCHED_NS  # if it was the other one, nothing more is told
+        limbo_wait(core, limbo, False)      # if it was the other one, nothing more is told
     node_unindex(core, node)
     core.nodes[node].flags |= NODE_LIMBO | NODE_MOVED
     if (core.nodes[node].wd < 0 and not core.nodes[node].flags & NODE_ENDING
@@ -238,11 +240,11 @@ cdef void moved_from(Core *core, uint32_t parent, const inotify_event *event, si
 cdef void moved_to(Reader *reader, uint32_t parent, const inotify_event *event, size_t size) noexcept nogil:
     cdef Core *core = reader.core
     cdef Root *root = core.nodes[parent].root
-    cdef Limbo *limbo = limbo_by_cookie(core, event.cookie, root) if core.limbo != NULL else NULL
+    cdef Limbo *limbo = limbo_by_cookie(core, event.cookie, root) if core.limbo_count else NULL
     cdef uint32_t existing = node_find(core, parent, event.name, size), node, depth
     cdef Limbo *claimed = NULL
     cdef Buffer deferred
-    if core.limbo != NULL:
+    if core.limbo_count:
         claimed = displaced_by(core, event.cookie, root)
     if existing == 0 and event.mask & IN_ISDIR and not is_known(core, parent) and may_enter(
             core, parent, event.name, size):
@@ -261,7 +263,7 @@ cdef void moved_to(Reader *reader, uint32_t parent, const inotify_event *event, 
         node = exchanged(reader, limbo, claimed)
     else:
         if claimed != NULL:
-            claimed.claim = 0
+            limbo_claim(core, claimed, 0)
         node = limbo.node if limbo != NULL else claimed.rival
         if limbo != NULL:
             deferred = limbo_take(core, limbo)
@@ -334,14 +336,9 @@ cdef bint reclaim(Reader *reader, uint32_t node, int wd) noexcept nogil:
     False when no moved directory of this tree has that watch descriptor.
     """
     cdef Core *core = reader.core
-    cdef Limbo *limbo = core.limbo
     cdef uint32_t parent = core.nodes[node].parent, place = node, depth
+    cdef Limbo *limbo = limbo_of_wd(core, wd, core.nodes[node].root, parent) if core.limbo_count else NULL
     cdef Buffer deferred
-    while limbo != NULL and not (
-            node_is(core, limbo.node, limbo.serial) and core.nodes[limbo.node].wd == wd
-            and core.nodes[limbo.node].root == core.nodes[node].root and not limbo.arrived
-            and not node_below(core, parent, limbo.node)):
-        limbo = limbo.next
     if limbo == NULL:
         return False
     node = limbo.node
@@ -368,9 +365,9 @@ cdef void move_self(Reader *reader, uint32_t node, const inotify_event *event) n
         root_push(core, root)               # see what is at the path now
         return
     limbo = limbo_of(core, node)
-    displaced = displaced_as(core, node) if core.limbo != NULL else NULL
+    displaced = displaced_as(core, node) if core.limbo_count else NULL
     if limbo != NULL and limbo.node != node:
-        hold(core, &limbo.deferred, node, event)
+        limbo_hold(core, limbo, node, event)
     elif limbo != NULL and comes_later(core, limbo):
         return
     elif limbo != NULL:
@@ -471,10 +468,10 @@ cdef void node_event(Reader *reader, uint32_t node, const inotify_event *event) 
     if root.unsure:
         hold(core, &root.held, node, event)
         return
-    if core.limbo != NULL:
+    if core.limbo_count:
         limbo = limbo_of(core, node)
         if limbo != NULL:
-            hold(core, &limbo.deferred, node, event)
+            limbo_hold(core, limbo, node, event)
             return
     if is_older(core, node):                # the tree was seen later than this
         if core.nodes[node].flags & NODE_FIRST:     # but an update takes over from a watch that would have told it

@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from argusd._output cimport Sink
 from argusd._records cimport Buffer, Lines
+from argusd.engine.queues cimport Index, Item, Key, Queue
 from argusd.guarding.guards cimport Guard, Guarded
 from argusd.includes.pthread cimport pthread_cond_t, pthread_mutex_t
 
@@ -189,43 +190,47 @@ cdef struct Name:
 cdef struct Window:
     uint32_t node
     uint32_t serial
-    uint64_t fence              # ends the window; 0 while the listing goes on
+    Item due                    # behind the listing; in no queue while that goes on
+    Key by_node
     Name *names
     uint32_t count
     uint32_t capacity
     uint32_t *index             # hash table of positions + 1 in names
     uint32_t index_capacity
     bint repair                 # of a directory that was watched before: reported is only what repair_since says
-    Window *next
 
 # A Kubernetes volume's ..data was swapped: the links through it, found by a listing, are reported as modified.
 cdef struct Swap:
     uint32_t node
     uint32_t serial
-    uint64_t fence              # 0 until the listing is done
-    bint taken                  # by the walker
+    Item due                    # for the walker, and then behind its listing
+    Key by_node                 # until the walker has taken it
     uint32_t times              # that it was swapped before then
     Name *names
     uint32_t count
     uint32_t capacity
-    Swap *next
 
 # The OPEN, ACCESS and CLOSE_NOWRITE that one listing of ours causes on one watch descriptor.
 cdef struct Echo:
     int wd
     char *name                  # NULL: on the directory itself
     int opens, accesses, closes  # how many are still to be dropped
-    uint64_t fence              # 0 while the listing goes on
+    Item due                    # of Core.echoes_open while the listing goes on
+    Key by_wd
     void *walk                  # whose listing it is
-    Echo *next
 
 # A directory that left its place: held back until it is known whether it stays in the tree.
 cdef struct Limbo:
     uint32_t cookie
     uint32_t node
     uint32_t serial
-    int64_t until_ns            # how long the rest of the rename is waited for, by the monotonic clock
-    uint64_t fence              # placed when that is over: then it does not come any more
+    Item due                    # the rest of the rename is waited for; behind the mark it does not come any more
+    Item holding                # while there is something in deferred
+    Key by_node
+    Key by_cookie               # when that is not 0
+    Key by_place                # what was displaced: its parent and name
+    Key by_claim                # when that is not 0
+    Key by_rival
     Buffer deferred             # events of the subtree, as the kernel gave them
     # Of a node that something was moved onto; cookie is 0 then. It was overwritten, or is half of an exchange.
     uint32_t parent
@@ -235,7 +240,6 @@ cdef struct Limbo:
     bint arrived                # it was taken for half of an exchange; rival is what was taken to stay in its place
     uint32_t rival
     uint32_t rival_serial
-    Limbo *next
 
 # Where something was moved from lately: an event that is half of an exchange names the same place again.
 cdef struct Origin:
@@ -247,10 +251,8 @@ cdef struct Origin:
 cdef struct Retry:
     uint32_t node
     uint32_t serial
-    int64_t until_ns            # not before; by the monotonic clock
-    uint64_t fence              # 0: not yet placed
+    Item due
     unsigned char attempt       # which attempt that was
-    Retry *next
 
 # The walker looks at the place of a node: what it finds there is for the reader to take over when that has come to the
 # same point in time.
@@ -289,6 +291,8 @@ cdef enum:
 
 cdef enum:
     ORIGINS = 256
+    LIMBO_WAITS = 2             # how long is waited, by whether a directory is watched
+    RETRY_WAITS = 17            # how long is waited, by how many attempts were made
 
 cdef struct Core:
     int inotify_fd
@@ -339,7 +343,9 @@ cdef struct Core:
     Root *root_last
     Root *unsettled             # looked up, and to be judged when the mark behind the look-up comes
     Anchor **anchors            # ANCHOR_BUCKETS lists by watch descriptor
-    Swap *swaps
+    Queue swaps                 # for the walker
+    Queue swaps_due             # listed, to be reported
+    Index swaps_by_node         # those for the walker
     bint unmarked               # an overflow has come, and no node was marked for its sake yet
     int repairing               # roots whose trees are still to be brought up to date after an overflow
     bint repair                 # an overflow is being repaired
@@ -349,14 +355,31 @@ cdef struct Core:
     uint32_t recent_count
     uint32_t recent_capacity
 
-    Window *windows
-    Echo *echoes
-    Limbo *limbo
+    Index windows               # by node
+    Queue windows_due
+    Queue windows_held          # due, but what their subject path stands for is to be judged first
+    uint32_t repair_windows     # those of a repair
+    Index echoes                # by watch descriptor
+    Queue echoes_open           # two at the most for each thread that walks
+    Queue echoes_due
+    uint32_t limbo_count
+    Queue limbo_waiting[LIMBO_WAITS]
+    Queue limbo_due
+    Queue limbo_holding
+    Index limbo_by_node
+    Index limbo_by_cookie
+    Index limbo_by_place
+    Index limbo_by_claim
+    Index limbo_by_rival
     Origin origins[ORIGINS]     # a ring
     uint32_t origin_at
-    Retry *retries
-    Look *looks
+    Queue retries_waiting[RETRY_WAITS]
+    Queue retries_due
+    uint32_t retry_count
+    int64_t retries_swept_ns    # when those for which nothing is to be done were last looked for
+    Look *looks                 # a few for each thread that walks, and those that are proven
     NoticeEntry *notices
+    NoticeEntry *notice_last
     uint32_t notice_count
     int told_fd                 # an eventfd for Python: counts or notices wait
     int told                    # it was written and not yet acknowledged

@@ -45,7 +45,8 @@ from argusd.engine.core cimport (
     wd_find,
     wd_forget,
 )
-from argusd.engine.limbo cimport HELD_MAX, hold, limbo_free
+from argusd.engine.limbo cimport HELD_MAX, hold, limbo_any, limbo_free
+from argusd.engine.queues cimport Queue, queue_push, queue_return
 from argusd.engine.report cimport CREATED_KEPT
 from argusd.engine.anchors cimport anchor_first, anchors_lose
 from argusd.engine.changes cimport end_node, expire, node_event, take_over, window_settle
@@ -58,6 +59,7 @@ from argusd.engine.work cimport (
     look_free,
     notice_push,
     recent_add,
+    retry_free,
     retry_stands,
     root_push,
     swap_free,
@@ -135,29 +137,41 @@ cdef void tell_swap(Reader *reader, Swap *swap) noexcept nogil:
             emit(reader, swap.node, IN_MODIFY, False, swap.names[i].bytes, swap.names[i].size)
 
 
-cdef bint is_unsure(Core *core, const Window *window) noexcept nogil:
-    return node_is(core, window.node, window.serial) and core.nodes[window.node].root.unsure
+cdef bint is_due(const Queue *queue, uint64_t passed) noexcept nogil:
+    """True if the mark of the first in the queue has come out of the kernel's."""
+    return queue.first != NULL and queue.first.fence <= passed
 
 
-cdef void settle_retries(Reader *reader) noexcept nogil:
-    cdef Core *core = reader.core
-    cdef Retry *due = NULL
+cdef void settle_retries(Core *core, uint64_t passed) noexcept nogil:
     cdef Retry *retry
-    cdef Retry **link = &core.retries
-    while link[0] != NULL:                  # what is done with one may make another
-        retry = link[0]
-        if retry.fence and retry.fence <= core.fence_passed:
-            link[0] = retry.next
-            retry.next = due
-            due = retry
-        else:
-            link = &retry.next
-    while due != NULL:
-        retry = due
-        due = retry.next
+    while is_due(&core.retries_due, passed):
+        retry = <Retry *>core.retries_due.first.owner
         if retry_stands(core, retry):
             job_push(core, retry.node)
-        free(retry)
+        retry_free(core, retry)
+
+
+cdef void settle_limbo(Reader *reader, uint64_t passed) noexcept nogil:
+    cdef Core *core = reader.core
+    cdef Limbo *limbo
+    while is_due(&core.limbo_due, passed):
+        limbo = <Limbo *>core.limbo_due.first.owner
+        if limbo.arrived or node_is(core, limbo.node, limbo.serial):
+            expire(reader, limbo)
+        else:
+            limbo_free(core, limbo)
+
+
+cdef void settle_windows(Reader *reader, uint64_t passed) noexcept nogil:
+    """End windows in the order of their listings: parents before children."""
+    cdef Core *core = reader.core
+    cdef Window *window
+    while is_due(&core.windows_due, passed):
+        window = <Window *>core.windows_due.first.owner
+        if core.nodes[window.node].root.unsure:
+            queue_push(&core.windows_held, &window.due)
+        else:
+            window_settle(reader, window)
 
 
 cdef void settle_looks(Reader *reader) noexcept nogil:
@@ -189,48 +203,24 @@ cdef void settle(Reader *reader) noexcept nogil:
     """A mark has come out of the queue: end what waited for it."""
     cdef Core *core = reader.core
     cdef uint64_t passed = core.fence_passed
-    cdef Window *window = core.windows
-    cdef Window *oldest
-    cdef Limbo *limbo
-    cdef Limbo *next_limbo
     cdef Root *root = core.unsettled
     cdef Root *next_root
-    cdef Swap *swap = core.swaps
-    cdef Swap *next_swap
+    cdef Swap *swap
     while root != NULL:
         next_root = root.next_unsettled
         if root.fence <= passed and not root.queued and not root.looking:   # else another look-up is to come
             judge(reader, root)
+            queue_return(&core.windows_due, &core.windows_held)
         root = next_root
-    while swap != NULL:
-        next_swap = swap.next
-        if swap.fence and swap.fence <= passed:
-            tell_swap(reader, swap)
-            swap_free(core, swap)
-        swap = next_swap
-    while True:                             # in the order of the listings: parents before children
-        oldest = NULL
-        window = core.windows
-        while window != NULL:
-            if (window.fence and window.fence <= passed and not is_unsure(core, window)
-                    and (oldest == NULL or window.fence < oldest.fence)):
-                oldest = window
-            window = window.next
-        if oldest == NULL:
-            break
-        window_settle(reader, oldest)
-    echoes_expire(core)
-    limbo = core.limbo
-    while limbo != NULL:
-        next_limbo = limbo.next
-        if not limbo.arrived and not node_is(core, limbo.node, limbo.serial):
-            limbo_free(core, limbo)
-        elif limbo.fence and limbo.fence <= passed:
-            expire(reader, limbo)
-            next_limbo = core.limbo         # what was held back may have changed the list
-        limbo = next_limbo
+    while is_due(&core.swaps_due, passed):
+        swap = <Swap *>core.swaps_due.first.owner
+        tell_swap(reader, swap)
+        swap_free(core, swap)
+    settle_windows(reader, passed)
+    echoes_expire(core, passed)
+    settle_limbo(reader, passed)
     settle_looks(reader)
-    settle_retries(reader)
+    settle_retries(core, passed)
     if core.repair and core.repairing == 0:
         if core.repaired_ns == 0:
             core.repaired_ns = monotonic_ns()
@@ -240,12 +230,12 @@ cdef void settle(Reader *reader) noexcept nogil:
 
 cdef void drop_limbo(Core *core) noexcept nogil:
     """What was on the move when events were lost: the listings will tell where it is."""
-    cdef Limbo *limbo
-    while core.limbo != NULL:
-        limbo = core.limbo
+    cdef Limbo *limbo = limbo_any(core)
+    while limbo != NULL:
         if not limbo.arrived and node_is(core, limbo.node, limbo.serial):
             node_free_tree(core, limbo.node)
         limbo_free(core, limbo)
+        limbo = limbo_any(core)
 
 
 cdef void begin_repair(Reader *reader) noexcept nogil:
@@ -277,10 +267,7 @@ cdef void begin_repair(Reader *reader) noexcept nogil:
 
 cdef bint repair_is_over(const Core *core, int64_t since_ns) noexcept nogil:
     """Is nothing left for which it matters what was told before, since all was listed?"""
-    cdef const Window *window = core.windows
-    while window != NULL and not window.repair:
-        window = window.next
-    return (core.windows == NULL or (window == NULL and since_ns > WINDOWS_S * SECOND_NS)
+    return (core.windows.count == 0 or (core.repair_windows == 0 and since_ns > WINDOWS_S * SECOND_NS)
             or since_ns > REPAIR_WINDOWS_S * SECOND_NS)
 
 
@@ -376,7 +363,7 @@ cdef void handle(Reader *reader, const inotify_event *event) noexcept nogil:
     if event.mask & IN_IGNORED:
         ignored(reader, entry, event)
         return
-    if core.echoes != NULL and event.mask & NOISY and echo_drop(
+    if core.echoes.count and event.mask & NOISY and echo_drop(
             core, event.wd, event.mask, <const char *>event.name if event.len else NULL):
         return
     if entry.mask & LOOKED:

@@ -7,7 +7,6 @@ from argusd.engine.core cimport Core, Limbo, Look, Root
 from argusd.includes.linux cimport inotify_event
 
 cdef enum:
-    UNWATCHED_NS = 50 * 1000 * 1000     # of another one, unless it left, the other half of the same system call
     HELD_MAX = 4 * 1024 * 1024          # bytes of events held back for one moved directory or subject path
 
 cdef struct Held:
@@ -16,6 +15,14 @@ cdef struct Held:
     uint64_t passed             # Core.event_passed when it came
 
 cdef Limbo *limbo_push(Core *core, uint32_t node, uint32_t cookie) noexcept nogil
+cdef void limbo_wait(Core *core, Limbo *limbo, bint watched) noexcept nogil
+cdef void limbo_hold(Core *core, Limbo *limbo, uint32_t node, const inotify_event *event) noexcept nogil
+cdef Limbo *limbo_of_wd(Core *core, int wd, const Root *root, uint32_t outside) noexcept nogil
+cdef Limbo *limbo_any(Core *core) noexcept nogil
+cdef void limbo_free_all(Core *core) noexcept nogil
+cdef bint limbo_busy(Core *core) noexcept nogil
+cdef bint limbo_claim(Core *core, Limbo *displaced, uint32_t cookie) noexcept nogil
+cdef bint limbo_rival(Core *core, Limbo *displaced, uint32_t node) noexcept nogil
 cdef void limbo_free(Core *core, Limbo *limbo) noexcept nogil
 cdef Buffer limbo_take(Core *core, Limbo *limbo) noexcept nogil
 cdef Limbo *limbo_of(Core *core, uint32_t node) noexcept nogil

@@ -24,12 +24,11 @@ from argusd.engine.core cimport (
     core_lock,
     core_unlock,
     fence_if_needed,
-    fence_place,
     wd_find,
 )
 from argusd.engine.tree cimport is_ignored, node_depth, node_find, node_is, node_new
 from argusd.engine.walk cimport ENTRIES, chain_push, failed, is_shortage, stack_push
-from argusd.engine.window cimport echo_expect, echoes_end, window_add, window_find, window_name
+from argusd.engine.window cimport echo_expect, echoes_end, window_add, window_due, window_find, window_name
 from argusd.engine.work cimport notice_push
 from argusd.includes.linux cimport (
     AT_SYMLINK_NOFOLLOW,
@@ -133,7 +132,7 @@ cdef void note_entries(Walk *walk, uint32_t node, const char *entries, long size
     cdef Core *core = walk.core
     cdef Root *root = core.nodes[node].root
     cdef Subscription *subscription = root.subscription
-    cdef Window *window = window_find(core, node) if core.windows != NULL else NULL
+    cdef Window *window = window_find(core, node)
     cdef uint32_t depth = node_depth(core, node)
     cdef bint deeper = subscription.recursive and depth < DEPTH_MAX and (
         subscription.max_depth == 0 or depth < <uint32_t>subscription.max_depth)
@@ -223,12 +222,9 @@ cdef void listing_done(Walk *walk, uint32_t node, uint32_t serial, int reads, in
     if node_is(core, node, serial):
         core.nodes[node].flags &= <unsigned short>~NODE_UNLISTED
         core.nodes[node].listed = <uint32_t>fence_if_needed(core)
-    window = core.windows
-    while window != NULL:               # also of a directory that is gone meanwhile
-        if window.node == node and window.serial == serial and window.fence == 0:
-            window.fence = fence_place(core)
-        window = window.next
-    if node_is(core, node, serial):
+        window = window_find(core, node)
+        if window != NULL and window.due.queue == NULL:
+            window_due(core, window)
         if not error:
             core.nodes[node].attempts = 0
         else:

@@ -16,7 +16,9 @@ from argusd.engine.core cimport (
     NODE_MOVED,
     NODE_ORPHAN,
     NODE_UNLISTED,
+    NODE_WINDOW,
     WdEntry,
+    Window,
     name_hash,
     place_after,
     place_in,
@@ -25,6 +27,7 @@ from argusd.engine.core cimport (
     wd_detach,
     wd_find,
 )
+from argusd.engine.window cimport window_drop, window_find, window_free
 
 
 cdef enum:
@@ -218,6 +221,8 @@ cdef void node_free_one(Core *core, uint32_t node) noexcept nogil:
     node_unindex(core, node)
     node_unlink(core, node)
     wd_detach(core, node)
+    if it.flags & NODE_WINDOW:
+        window_drop(core, node)
     if it.root.top == node:
         it.root.top = 0
     if it.root.next_top == node:
@@ -289,6 +294,7 @@ cdef bint node_below(Core *core, uint32_t node, uint32_t ancestor) noexcept nogi
 cdef void node_orphan(Core *core, uint32_t node) noexcept nogil:
     """The directory was removed, but its own last events are to come: they are told under the path that it had."""
     cdef Buffer path
+    cdef Window *window
     memset(&path, 0, sizeof(path))
     node_path(core, node, &path)
     if not buffer_room(&path, 1):
@@ -300,6 +306,9 @@ cdef void node_orphan(Core *core, uint32_t node) noexcept nogil:
     core.nodes[node].name_size = 0
     core.nodes[node].flags |= NODE_ORPHAN
     core.generation += 1
+    window = window_find(core, node)
+    if window != NULL and window.due.queue == NULL:     # nobody lists what has no path
+        window_free(core, window)
 
 
 cdef bint is_base(const Core *core, uint32_t node) noexcept nogil:

@@ -46,7 +46,7 @@ from argusd.engine.walk cimport (
     walk_leave,
 )
 from argusd.engine.window cimport echoes_end, rescan_window
-from argusd.engine.work cimport drop_stale, place_due
+from argusd.engine.work cimport drop_stale, place_due, swap_due, swap_take
 from argusd.includes.linux cimport (
     DT_LNK,
     DT_UNKNOWN,
@@ -232,7 +232,7 @@ cdef void do_swap(Walk *walk, Swap *swap) noexcept nogil:
         close(fd)
     walk_leave(walk)
     core_lock(core)
-    swap.fence = fence_place(core)
+    swap_due(core, swap)
     echoes_end(core, walk, reads)
     core_unlock(core)
 
@@ -255,13 +255,6 @@ cdef bint remove_watches(Core *core) noexcept nogil:
     return core.removal_count > 0
 
 
-cdef Swap *next_swap(Core *core) noexcept nogil:
-    cdef Swap *swap = core.swaps
-    while swap != NULL and swap.taken:
-        swap = swap.next
-    return swap
-
-
 cdef bint work_once(Walk *walk) noexcept nogil:
     """Take and do one piece of work, called and left with the lock held. False when there was none."""
     cdef Core *core = walk.core
@@ -269,10 +262,9 @@ cdef bint work_once(Walk *walk) noexcept nogil:
     cdef Root *root
     cdef Subscription *subscription
     cdef Swap *swap
-    cdef bint more
-    swap = next_swap(core)
+    cdef bint swapped = core.swaps.first != NULL, more
     core.turn += 1
-    if core.root_first != NULL and (core.turn & 1 or (not core.job_count and swap == NULL)):
+    if core.root_first != NULL and (core.turn & 1 or (not core.job_count and not swapped)):
         root = core.root_first
         core.root_first = root.next_queued
         if core.root_first == NULL:
@@ -282,14 +274,14 @@ cdef bint work_once(Walk *walk) noexcept nogil:
         root.subscription.users += 1
         pthread_mutex_unlock(&core.data)
         do_root(walk, root)
-    elif core.job_count and (core.turn & 6 or swap == NULL):
+    elif core.job_count and (core.turn & 6 or not swapped):
         job = core.jobs[core.job_first]
         core.job_first = (core.job_first + 1) % core.job_capacity
         core.job_count -= 1
         pthread_mutex_unlock(&core.data)
         do_job(walk, job.node, job.serial)
-    elif swap != NULL:
-        swap.taken = True
+    elif swapped:
+        swap = swap_take(core)
         subscription = NULL
         if node_is(core, swap.node, swap.serial):
             subscription = core.nodes[swap.node].root.subscription

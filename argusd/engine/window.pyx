@@ -14,7 +14,17 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, strcmp, strdup
 
 from argusd.engine.core cimport NODE_WINDOW, fence_place, name_hash
-from argusd.engine.tree cimport node_is
+from argusd.engine.queues cimport (
+    Item,
+    Key,
+    index_add,
+    index_find,
+    index_next,
+    index_remove,
+    of_node,
+    queue_leave,
+    queue_push,
+)
 from argusd.includes.linux cimport IN_ACCESS, IN_CLOSE_NOWRITE
 
 
@@ -28,17 +38,33 @@ cdef Window *window_open(Core *core, uint32_t node) noexcept nogil:
         return NULL
     window.node = node
     window.serial = core.nodes[node].serial
-    window.next = core.windows
-    core.windows = window
+    window.due.owner = window
+    if not index_add(&core.windows, &window.by_node, of_node(node, window.serial), window):
+        free(window)
+        return NULL
     core.nodes[node].flags |= NODE_WINDOW
     return window
 
 
 cdef Window *window_find(Core *core, uint32_t node) noexcept nogil:
-    cdef Window *window = core.windows
-    while window != NULL and (window.node != node or window.serial != core.nodes[node].serial):
-        window = window.next
-    return window
+    cdef Key *key
+    if not core.nodes[node].flags & NODE_WINDOW:
+        return NULL
+    key = index_find(&core.windows, of_node(node, core.nodes[node].serial))
+    return <Window *>key.owner if key != NULL else NULL
+
+
+cdef void window_due(Core *core, Window *window) noexcept nogil:
+    """The listing is over: a mark behind it ends the window."""
+    window.due.fence = fence_place(core)
+    queue_push(&core.windows_due, &window.due)
+
+
+cdef void window_drop(Core *core, uint32_t node) noexcept nogil:
+    """The directory is gone, or nothing that was made in it can be unknown: what its listing finds is not needed."""
+    cdef Window *window = window_find(core, node)
+    if window != NULL:
+        window_free(core, window)
 
 
 cdef void rescan_window(Core *core, uint32_t node) noexcept nogil:
@@ -47,8 +73,9 @@ cdef void rescan_window(Core *core, uint32_t node) noexcept nogil:
         window = window_open(core, node)
         if window != NULL:
             window.repair = True
+            core.repair_windows += 1
     else:
-        window.fence = 0                # there is one more listing now
+        queue_leave(&window.due)        # there is one more listing now
 
 
 cdef Name *window_name(Core *core, Window *window, const char *name, size_t size) noexcept nogil:
@@ -113,13 +140,13 @@ cdef Name *window_add(Core *core, Window *window, const char *name, size_t size,
 
 
 cdef void window_free(Core *core, Window *window) noexcept nogil:
-    cdef Window **link = &core.windows
     cdef uint32_t i
-    while link[0] != window:
-        link = &link[0].next
-    link[0] = window.next
-    if node_is(core, window.node, window.serial):
-        core.nodes[window.node].flags &= <unsigned short>~NODE_WINDOW
+    queue_leave(&window.due)
+    index_remove(&core.windows, &window.by_node)
+    core.nodes[window.node].flags &= <unsigned short>~NODE_WINDOW
+    core.repair_windows -= window.repair
+    if core.repair and core.repair_windows == 0:
+        fence_place(core)               # the reader ends the repair when it comes by
     for i in range(window.count):
         free(window.names[i].bytes)
     free(window.names)
@@ -127,10 +154,23 @@ cdef void window_free(Core *core, Window *window) noexcept nogil:
     free(window)
 
 
+cdef void windows_free(Core *core) noexcept nogil:
+    """Free all windows."""
+    cdef uint32_t i = 0
+    while core.windows.count:
+        if core.windows.buckets[i] == NULL:
+            i += 1
+        else:
+            window_free(core, <Window *>core.windows.buckets[i].owner)
+
+
 cdef Echo *echo_expect(Core *core, void *walk, int wd, const char *name) noexcept nogil:
     """One listing is about to start: expect its events on ``wd``, for the entry ``name`` or (NULL) itself."""
     cdef Echo *echo = <Echo *>calloc(1, sizeof(Echo))
     if echo == NULL:
+        return NULL
+    if not index_add(&core.echoes, &echo.by_wd, <uint64_t>wd, echo):
+        free(echo)
         return NULL
     echo.walk = walk
     echo.wd = wd
@@ -139,17 +179,19 @@ cdef Echo *echo_expect(Core *core, void *walk, int wd, const char *name) noexcep
     echo.opens = 1
     echo.closes = 1
     echo.accesses = UNKNOWN_READS       # until the listing says how often it read
-    echo.next = core.echoes
-    core.echoes = echo
+    echo.due.owner = echo
+    queue_push(&core.echoes_open, &echo.due)
     return echo
 
 
 cdef bint echo_drop(Core *core, int wd, uint32_t mask, const char *name) noexcept nogil:
     """Is this event one that our own listing caused? Counts it off if so."""
-    cdef Echo *echo = core.echoes
+    cdef Key *key = index_find(&core.echoes, <uint64_t>wd)
+    cdef Echo *echo
     cdef int *left
-    while echo != NULL:
-        if echo.wd == wd and ((echo.name == NULL) == (name == NULL)) and (name == NULL or strcmp(echo.name, name) == 0):
+    while key != NULL:
+        echo = <Echo *>key.owner
+        if (echo.name == NULL) == (name == NULL) and (name == NULL or strcmp(echo.name, name) == 0):
             left = &echo.opens
             if mask & IN_ACCESS:
                 left = &echo.accesses
@@ -158,28 +200,40 @@ cdef bint echo_drop(Core *core, int wd, uint32_t mask, const char *name) noexcep
             if left[0] > 0:
                 left[0] -= 1
                 return True
-        echo = echo.next
+        key = index_next(key)
     return False
 
 
 cdef void echoes_end(Core *core, void *walk, int reads) noexcept nogil:
     """A walk's listing, which read the directory so many times, is over: a mark behind it ends what it expected."""
-    cdef Echo *echo = core.echoes
-    while echo != NULL:
-        if echo.fence == 0 and echo.walk == walk:
-            echo.accesses = max(0, reads - (UNKNOWN_READS - echo.accesses))
-            echo.fence = fence_place(core)
-        echo = echo.next
-
-
-cdef void echoes_expire(Core *core) noexcept nogil:
-    cdef Echo **link = &core.echoes
+    cdef Item *item = core.echoes_open.first
+    cdef Item *after
     cdef Echo *echo
-    while link[0] != NULL:
-        echo = link[0]
-        if echo.fence and echo.fence <= core.fence_passed:
-            link[0] = echo.next
-            free(echo.name)
-            free(echo)
-        else:
-            link = &echo.next
+    while item != NULL:
+        after = item.next
+        echo = <Echo *>item.owner
+        if echo.walk == walk:
+            echo.accesses = max(0, reads - (UNKNOWN_READS - echo.accesses))
+            item.fence = fence_place(core)
+            queue_push(&core.echoes_due, item)
+        item = after
+
+
+cdef void echo_free(Core *core, Echo *echo) noexcept nogil:
+    queue_leave(&echo.due)
+    index_remove(&core.echoes, &echo.by_wd)
+    free(echo.name)
+    free(echo)
+
+
+cdef void echoes_expire(Core *core, uint64_t passed) noexcept nogil:
+    """Expect nothing more of the listings that were over by that mark."""
+    while core.echoes_due.first != NULL and core.echoes_due.first.fence <= passed:
+        echo_free(core, <Echo *>core.echoes_due.first.owner)
+
+
+cdef void echoes_free(Core *core) noexcept nogil:
+    """Free all echoes."""
+    while core.echoes_open.first != NULL:
+        echo_free(core, <Echo *>core.echoes_open.first.owner)
+    echoes_expire(core, ~<uint64_t>0)

@@ -6,6 +6,7 @@ from argusd.engine.core cimport Core, Identity, Look, Retry, Root, Swap
 
 cdef void retry_push(Core *core, uint32_t node) noexcept nogil
 cdef bint retry_stands(Core *core, const Retry *retry) noexcept nogil
+cdef void retry_free(Core *core, Retry *retry) noexcept nogil
 cdef Look *look_begin(Core *core, uint32_t node) noexcept nogil
 cdef void look_found(Core *core, Look *look, int wd) noexcept nogil
 cdef void look_disturb(Core *core, uint32_t node) noexcept nogil
@@ -21,6 +22,8 @@ cdef void root_unqueue(Core *core, Root *root) noexcept nogil
 cdef void root_unsettle(Core *core, Root *root) noexcept nogil
 cdef void root_settled(Core *core, Root *root) noexcept nogil
 cdef void swap_push(Core *core, uint32_t node) noexcept nogil
+cdef Swap *swap_take(Core *core) noexcept nogil
+cdef void swap_due(Core *core, Swap *swap) noexcept nogil
 cdef void swap_free(Core *core, Swap *swap) noexcept nogil
 cdef void notice_push_path(Core *core, int kind, int subscription, int error, long number,
                            const char *path) noexcept nogil

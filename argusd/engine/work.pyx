@@ -1,23 +1,22 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """What the reader asks of the walker, what waits for a mark to come out of the queue, and what Python is to be told."""
 
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset, strdup
 
 from argusd._records cimport Buffer, buffer_add, buffer_free
 from argusd.engine.core cimport (
+    LIMBO_WAITS,
     LOOKED,
-    NODE_ORPHAN,
     NODE_QUEUED,
-    Echo,
+    RETRY_WAITS,
     Identity,
     Job,
-    Limbo,
     Look,
     NoticeEntry,
     Retry,
     WdEntry,
-    Window,
     fence_if_needed,
     fence_place,
     monotonic_ns,
@@ -25,8 +24,20 @@ from argusd.engine.core cimport (
     wd_find,
     wd_unused,
 )
+from argusd.engine.queues cimport (
+    Item,
+    Key,
+    Queue,
+    index_add,
+    index_find,
+    index_remove,
+    of_node,
+    queue_leave,
+    queue_push,
+    queue_return,
+)
 from argusd.engine.tree cimport is_ahead, node_is, node_path
-from argusd.engine.window cimport window_free
+from argusd.engine.window cimport echoes_free, windows_free
 from argusd.includes.linux cimport close, write
 from argusd.includes.pthread cimport pthread_cond_destroy, pthread_cond_signal, pthread_mutex_destroy, swap_int
 
@@ -34,6 +45,8 @@ from argusd.includes.pthread cimport pthread_cond_destroy, pthread_cond_signal, 
 cdef enum:
     NOTICES_MAX = 1000          # that wait for Python; more are not told
     EAGER = 8                   # attempts that follow each other at once
+    FEW = 256                   # retries that cost nothing to look at
+    SWEEP_NS = 100 * 1000 * 1000    # between two looks at more
 
 
 cdef void retry_push(Core *core, uint32_t node) noexcept nogil:
@@ -48,13 +61,22 @@ cdef void retry_push(Core *core, uint32_t node) noexcept nogil:
     retry.node = node
     retry.serial = core.nodes[node].serial
     retry.attempt = core.nodes[node].attempts
+    retry.due.owner = retry
+    core.retry_count += 1
     if late > 0:
-        retry.until_ns = monotonic_ns() + (<int64_t>1000000 << min(late, 16))
+        late = min(late, RETRY_WAITS - 1)
+        retry.due.until_ns = monotonic_ns() + (<int64_t>1000000 << late)
+        queue_push(&core.retries_waiting[late], &retry.due)
         pthread_cond_signal(&core.work)
     else:
-        retry.fence = fence_place(core)
-    retry.next = core.retries
-    core.retries = retry
+        retry.due.fence = fence_place(core)
+        queue_push(&core.retries_due, &retry.due)
+
+
+cdef void retry_free(Core *core, Retry *retry) noexcept nogil:
+    queue_leave(&retry.due)
+    core.retry_count -= 1
+    free(retry)
 
 
 cdef bint retry_stands(Core *core, const Retry *retry) noexcept nogil:
@@ -62,17 +84,26 @@ cdef bint retry_stands(Core *core, const Retry *retry) noexcept nogil:
     return node_is(core, retry.node, retry.serial) and retry.attempt == core.nodes[retry.node].attempts
 
 
+cdef void sweep_retries(Core *core, Queue *queue) noexcept nogil:
+    cdef Item *item = queue.first
+    cdef Item *after
+    while item != NULL:
+        after = item.next
+        if not retry_stands(core, <const Retry *>item.owner):
+            retry_free(core, <Retry *>item.owner)
+        item = after
+
+
 cdef void drop_retries(Core *core) noexcept nogil:
-    """Drop those that nothing is to be done for: they could be waiting for a minute."""
-    cdef Retry **link = &core.retries
-    cdef Retry *retry
-    while link[0] != NULL:
-        retry = link[0]
-        if retry_stands(core, retry):
-            link = &retry.next
-        else:
-            link[0] = retry.next
-            free(retry)
+    """Drop those that nothing is to be done for: they could be waiting for a minute. Many only now and then."""
+    cdef int64_t now_ns = monotonic_ns()
+    cdef int i
+    if core.retry_count > FEW and now_ns - core.retries_swept_ns < SWEEP_NS:
+        return
+    core.retries_swept_ns = now_ns
+    for i in range(RETRY_WAITS):
+        sweep_retries(core, &core.retries_waiting[i])
+    sweep_retries(core, &core.retries_due)
 
 
 cdef Look *look_begin(Core *core, uint32_t node) noexcept nogil:
@@ -152,19 +183,10 @@ cdef void proof_take(Core *core, uint32_t node, Identity *proven) noexcept nogil
 
 cdef void drop_stale(Core *core) noexcept nogil:
     """Drop what was kept for directories that are gone before the walker came to them."""
-    cdef Window *window = core.windows
-    cdef Window *after
     cdef Look **link = &core.looks
     cdef Look *look
     cdef bint dropped = False
     drop_retries(core)
-    while window != NULL:
-        after = window.next
-        if window.fence == 0 and (not node_is(core, window.node, window.serial)
-                                  or core.nodes[window.node].flags & NODE_ORPHAN):
-            window_free(core, window)
-            dropped = True
-        window = after
     while link[0] != NULL:
         look = link[0]
         if look.proven and not node_is(core, look.node, look.serial):
@@ -177,26 +199,29 @@ cdef void drop_stale(Core *core) noexcept nogil:
         fence_place(core)               # what waited for nothing but these goes on
 
 
-cdef void place_one(Core *core, uint64_t *fence, int64_t until_ns, int64_t now_ns, int64_t *first_ns) noexcept nogil:
-    if fence[0]:
-        return
-    if until_ns <= now_ns:
-        fence[0] = fence_place(core)
-    elif first_ns[0] == 0 or until_ns < first_ns[0]:
-        first_ns[0] = until_ns
+cdef void place_waiting(Core *core, Queue *waiting, Queue *due, int64_t now_ns, uint64_t *fence,
+                        int64_t *first_ns) noexcept nogil:
+    """Let what has waited long enough go on behind a mark, one for all; note when the next will have."""
+    cdef Item *item = waiting.first
+    while item != NULL and item.until_ns <= now_ns:
+        if fence[0] == 0:
+            fence[0] = fence_place(core)
+        item.fence = fence[0]
+        queue_push(due, item)
+        item = waiting.first
+    if item != NULL and (first_ns[0] == 0 or item.until_ns < first_ns[0]):
+        first_ns[0] = item.until_ns
 
 
 cdef int64_t place_due(Core *core, int64_t now_ns) noexcept nogil:
     """Place the mark of what has waited long enough; returns when the next will have, or 0. With the lock held."""
-    cdef Retry *retry = core.retries
-    cdef Limbo *limbo = core.limbo
     cdef int64_t first_ns = 0
-    while retry != NULL:
-        place_one(core, &retry.fence, retry.until_ns, now_ns, &first_ns)
-        retry = retry.next
-    while limbo != NULL:
-        place_one(core, &limbo.fence, limbo.until_ns, now_ns, &first_ns)
-        limbo = limbo.next
+    cdef uint64_t fence = 0
+    cdef int i
+    for i in range(RETRY_WAITS):
+        place_waiting(core, &core.retries_waiting[i], &core.retries_due, now_ns, &fence, &first_ns)
+    for i in range(LIMBO_WAITS):
+        place_waiting(core, &core.limbo_waiting[i], &core.limbo_due, now_ns, &fence, &first_ns)
     return first_ns
 
 
@@ -288,30 +313,42 @@ cdef void root_settled(Core *core, Root *root) noexcept nogil:
 
 cdef void swap_push(Core *core, uint32_t node) noexcept nogil:
     """Have the walker find the links through ..data in a directory where that was swapped."""
+    cdef uint32_t serial = core.nodes[node].serial
+    cdef Key *key = index_find(&core.swaps_by_node, of_node(node, serial))
     cdef Swap *swap
-    cdef Swap **end = &core.swaps
-    while end[0] != NULL:
-        swap = end[0]
-        if swap.node == node and swap.serial == core.nodes[node].serial and not swap.taken:
-            swap.times += 1
-            return
-        end = &swap.next
+    if key != NULL:
+        (<Swap *>key.owner).times += 1
+        return
     swap = <Swap *>calloc(1, sizeof(Swap))
-    if swap == NULL:
+    if swap == NULL or not index_add(&core.swaps_by_node, &swap.by_node, of_node(node, serial), swap):
+        free(swap)
         return
     swap.node = node
-    swap.serial = core.nodes[node].serial
+    swap.serial = serial
     swap.times = 1
-    end[0] = swap
+    swap.due.owner = swap
+    queue_push(&core.swaps, &swap.due)
     pthread_cond_signal(&core.work)
 
 
+cdef Swap *swap_take(Core *core) noexcept nogil:
+    """The first one, for the walker; from here on another swap of the same directory is one more."""
+    cdef Swap *swap = <Swap *>core.swaps.first.owner
+    queue_leave(&swap.due)
+    index_remove(&core.swaps_by_node, &swap.by_node)
+    return swap
+
+
+cdef void swap_due(Core *core, Swap *swap) noexcept nogil:
+    """Its links are listed: they are reported behind a mark."""
+    swap.due.fence = fence_place(core)
+    queue_push(&core.swaps_due, &swap.due)
+
+
 cdef void swap_free(Core *core, Swap *swap) noexcept nogil:
-    cdef Swap **link = &core.swaps
     cdef uint32_t i
-    while link[0] != swap:
-        link = &link[0].next
-    link[0] = swap.next
+    queue_leave(&swap.due)
+    index_remove(&core.swaps_by_node, &swap.by_node)
     for i in range(swap.count):
         free(swap.names[i].bytes)
     free(swap.names)
@@ -322,7 +359,6 @@ cdef void notice_push_path(Core *core, int kind, int subscription, int error, lo
                            const char *path) noexcept nogil:
     """Leave a notice for Python, about ``path`` if that is not NULL."""
     cdef NoticeEntry *notice
-    cdef NoticeEntry **end = &core.notices
     if core.notice_count >= NOTICES_MAX:
         return
     notice = <NoticeEntry *>calloc(1, sizeof(NoticeEntry))
@@ -334,9 +370,11 @@ cdef void notice_push_path(Core *core, int kind, int subscription, int error, lo
     notice.number = number
     if path != NULL:
         notice.path = strdup(path)
-    while end[0] != NULL:
-        end = &end[0].next
-    end[0] = notice
+    if core.notices != NULL:
+        core.notice_last.next = notice
+    else:
+        core.notices = notice
+    core.notice_last = notice
     core.notice_count += 1
     tell_python(core)
 
@@ -405,29 +443,20 @@ cdef bint recent_has(Core *core, uint32_t node, const char *name, size_t size) n
 cdef void core_free(Core *core) noexcept nogil:
     """Give everything back. No thread may use the core any more; subscriptions are the engine's to free."""
     cdef uint32_t i
-    cdef Echo *echo
-    cdef Limbo *limbo
-    cdef Retry *retry
+    cdef int kind
     cdef Look *look
     cdef NoticeEntry *notice
+    windows_free(core)
+    echoes_free(core)
+    for kind in range(RETRY_WAITS):
+        queue_return(&core.retries_due, &core.retries_waiting[kind])
+    while core.retries_due.first != NULL:
+        retry_free(core, <Retry *>core.retries_due.first.owner)
+    queue_return(&core.swaps_due, &core.swaps)
+    while core.swaps_due.first != NULL:
+        swap_free(core, <Swap *>core.swaps_due.first.owner)
     for i in range(1, core.node_end):
         free(core.nodes[i].name)
-    while core.windows != NULL:
-        window_free(core, core.windows)
-    while core.echoes != NULL:
-        echo = core.echoes
-        core.echoes = echo.next
-        free(echo.name)
-        free(echo)
-    while core.limbo != NULL:
-        limbo = core.limbo
-        core.limbo = limbo.next
-        buffer_free(&limbo.deferred)
-        free(limbo)
-    while core.retries != NULL:
-        retry = core.retries
-        core.retries = retry.next
-        free(retry)
     while core.looks != NULL:
         look = core.looks
         core.looks = look.next
@@ -438,8 +467,6 @@ cdef void core_free(Core *core) noexcept nogil:
         core.notices = notice.next
         free(notice.path)
         free(notice)
-    while core.swaps != NULL:
-        swap_free(core, core.swaps)
     free(core.anchors)
     free(core.recent)
     free(core.nodes)
