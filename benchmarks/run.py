@@ -23,6 +23,7 @@ BENCHMARKS: Final = (
     "setup",
     "mkdir",
     "storm",
+    "burst",
     "containers",
     "updates",
     "idle",
