@@ -20,7 +20,7 @@ for number in range(int(sys.argv[2])):
     os.rename(f"new{number}", f"{number}")
     os.mkdir(f"{number}/below")
 """
-DIRECTORIES = 3_000
+DIRECTORIES = 1_000
 
 
 def produce(folder: Path, directories: int) -> None:
