@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib import resources
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 PROTO = ROOT / "proto"
 GENERATED = ROOT / "argusd" / "proto"
+# CFLAGS that name a level of optimisation, those of a distribution or of a sanitizer, take the place of ours.
+OPTIMIZE = [] if re.search(r"(^|\s)-O", os.environ.get("CFLAGS", "")) else ["-O2", "-g1"]
 
 
 def generate_protobuf() -> None:
@@ -36,8 +40,22 @@ def generate_protobuf() -> None:
         path.write_text(text)
 
 
+class BuildPy(build_py):
+    """Generates the protobuf code before the modules of the packages are collected."""
+
+    def run(self) -> None:
+        """Generate, then collect."""
+        generate_protobuf()
+        super().run()
+
+
 class BuildExt(build_ext):
-    """Generates the protobuf code before the extensions are built."""
+    """Builds the extensions, and the protobuf code with them, for ``build_ext --inplace`` collects no modules."""
+
+    def finalize_options(self) -> None:
+        """Compile on all cores."""
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
 
     def run(self) -> None:
         """Generate, then build."""
@@ -49,7 +67,7 @@ extensions = [
     Extension(
         ".".join(path.relative_to(ROOT).with_suffix("").parts),
         [str(path.relative_to(ROOT))],
-        extra_compile_args=["-O2", "-g1", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fno-semantic-interposition"],
+        extra_compile_args=[*OPTIMIZE, "-Wall", "-Wextra", "-Wno-unused-parameter", "-fno-semantic-interposition"],
         extra_link_args=["-pthread"],
     )
     for path in sorted((ROOT / "argusd").rglob("*.pyx"))
@@ -57,5 +75,5 @@ extensions = [
 
 setup(
     ext_modules=cythonize(extensions, language_level=3, annotate=False),
-    cmdclass={"build_ext": BuildExt},
+    cmdclass={"build_py": BuildPy, "build_ext": BuildExt},
 )
