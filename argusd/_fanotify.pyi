@@ -10,9 +10,10 @@ EVENTS: Final[dict[str, int]]
 class GuardError(OSError):
     """A guard cannot stand. ``filename`` is the subject path where there is one."""
 
-    step: Literal["init", "audit", "mark", "check"]
+    step: Literal["init", "audit", "mark", "check", "kind"]
     """``init``: fanotify_init(2) failed; ``audit``: it does with FAN_ENABLE_AUDIT; ``mark``: fanotify_mark(2) failed;
-    ``check``: the mark stands, but our own open of the path was not seen."""
+    ``check``: the mark stands, but our own open of the path was not seen; ``kind``: it is no file and no directory.
+    """
 
 @final
 class Guards:

@@ -20,6 +20,7 @@ from argusd.guarding.guards cimport (
     STEP_AUDIT,
     STEP_CHECK,
     STEP_INIT,
+    STEP_KIND,
     STEP_MARK,
     guard_end,
 )
@@ -30,7 +31,7 @@ from argusd.includes.pthread cimport load_int, load_pointer, load_u64
 
 EVENTS = {"OPEN_PERM": 0x10000, "ACCESS_PERM": 0x20000}
 
-cdef dict STEPS = {STEP_INIT: "init", STEP_AUDIT: "audit", STEP_MARK: "mark", STEP_CHECK: "check"}
+cdef dict STEPS = {STEP_INIT: "init", STEP_AUDIT: "audit", STEP_MARK: "mark", STEP_CHECK: "check", STEP_KIND: "kind"}
 
 
 class GuardError(OSError):

@@ -127,7 +127,8 @@ class Engine:
         ``depth`` a tree is deeper than can be watched (number: the limit).
         ``beyond`` a followed file was moved to where its path is too long to be used (path: the one before);
         ``mounts`` a container has more mounts than are looked at (number: the limit, in bytes of mountinfo);
-        ``unguarded`` what a guarded path has come to stand for cannot be guarded (errno).
+        ``unguarded`` what a guarded path has come to stand for cannot be guarded (errno);
+        ``foreign`` a guarded path leads, by a link, to files of the node that the container only sees.
         """
     def statistics(self) -> dict[str, int]:
         """Counters since the start (``reads events lines overflows``) and what there is now (``watches nodes``)."""

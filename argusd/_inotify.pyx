@@ -94,7 +94,7 @@ EVENTS = {
 }
 COUNTED = (*(name.lower() for name in EVENTS), "q_overflow")
 
-cdef tuple NOTICE_KINDS = ("overflow", "limit", "depth", "beyond", "mounts", "unguarded")
+cdef tuple NOTICE_KINDS = ("overflow", "limit", "depth", "beyond", "mounts", "unguarded", "foreign")
 
 
 class Notice(NamedTuple):

@@ -234,6 +234,8 @@ class GuardKind:
                 return _mark_refusal(error, where)
             case "check":
                 return _check_refusal(error, where)
+            case "kind":
+                return _kind_refusal(error, where)
 
     def unusable(self, path: str, code: int, container: Container) -> RequestRefusedError | None:
         """Refuse what somebody may open although the daemon cannot guard it."""
@@ -281,6 +283,13 @@ def _check_refusal(error: GuardError, where: str) -> RequestRefusedError:
     )
 
 
+def _kind_refusal(error: GuardError, where: str) -> RequestRefusedError:
+    return CannotGuardError(
+        f"cannot guard '{error.filename}' in {where}: it is a device, a pipe or a socket, and the kernel asks nobody "
+        "before these are opened; guard files or directories"
+    )
+
+
 def _mark_refusal(error: GuardError, where: str) -> RequestRefusedError:
     what = f"cannot guard '{error.filename}' in {where}"
     if error.errno == errno.ENOSPC:
@@ -288,6 +297,11 @@ def _mark_refusal(error: GuardError, where: str) -> RequestRefusedError:
         return LimitReachedError(f"{what}: no fanotify marks left ({limit})")
     if error.errno in {errno.ENOMEM, errno.EMFILE, errno.ENFILE}:
         return LimitReachedError(f"{what}: fanotify_mark(2): {error.strerror}")
+    if error.errno == errno.EOPNOTSUPP:
+        return CannotGuardError(
+            f"{what}: it lies on a file system that is not the container's root and may wait for a user's program "
+            "(FUSE, or an overlay that may hide one): guard what lies on another one"
+        )
     return CannotGuardError(
         f"{what}: fanotify_mark(2): {error.strerror}; its file system cannot be guarded: "
         "guard what lies on another one, or mount something else over the path"

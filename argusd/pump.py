@@ -97,6 +97,13 @@ class Pump:
                     owner,
                     _guard_limit(notice.errno),
                 )
+            case "foreign":
+                logger.warning(
+                    "'%s' leads, by a link, to files of the node that the container may only read: not guarded, for "
+                    "the node would be refused its own files %s",
+                    notice.path,
+                    owner,
+                )
             case "depth":
                 logger.warning(
                     "'%s' is deeper than %d directories and not %s %s", notice.path, notice.number, done, owner
@@ -127,6 +134,8 @@ def _guard_limit(code: int) -> str:
     """Why a path cannot be guarded."""
     if code == errno.ENOSPC:
         return f"no fanotify marks left ({MARK_LIMIT} is {sysctl(MARK_LIMIT)})"
+    if code == errno.ENXIO:
+        return "it is a device, a pipe or a socket, and the kernel asks nobody before these are opened"
     return os.strerror(code)
 
 

@@ -287,6 +287,7 @@ cdef enum:
     NOTICE_BEYOND = 3
     NOTICE_MOUNTS = 4
     NOTICE_UNGUARDED = 5
+    NOTICE_FOREIGN = 6
     DEPTH_MAX = 8192            # directories below a subject path; deeper ones are not watched
 
 cdef enum:

@@ -23,6 +23,7 @@ cdef struct Entrance:
 cdef int openat2_missing() noexcept nogil
 cdef int entrance_init(Entrance *entrance, int way) noexcept nogil
 cdef void entrance_free(Entrance *entrance) noexcept nogil
+cdef int open_inside(Entrance *entrance, int space, int directory, const char *name) noexcept nogil
 cdef int entrance_open(Entrance *entrance, int pid, int pidfd) noexcept nogil
 cdef void entrance_close(Entrance *entrance) noexcept nogil
 cdef int open_path(Entrance *entrance, const char *path) noexcept nogil

@@ -321,6 +321,30 @@ cdef int go_path(int root, const char *path) noexcept nogil:
 # ---- outside again
 
 
+cdef int open_inside(Entrance *entrance, int space, int directory, const char *name) noexcept nogil:
+    """Open a name in a directory of ours from the root of a mount namespace; a negative errno on failure."""
+    cdef Entrance visit
+    cdef int fd, error
+    if entrance.shared:
+        return -EPERM
+    visit = entrance[0]
+    visit.space_fd = space
+    visit.home_space_fd = open(b"/proc/thread-self/ns/mnt", O_RDONLY | O_CLOEXEC)
+    visit.home_root_fd = open(b"/", O_PATH | O_DIRECTORY | O_CLOEXEC)
+    if visit.home_space_fd < 0 or visit.home_root_fd < 0:
+        fd = -errno
+    elif setns(space, CLONE_NEWNS) != 0:
+        fd = -errno
+    else:
+        fd = openat(directory, name, O_RDONLY | O_CLOEXEC)
+        error = errno
+        leave(&visit)
+        fd = fd if fd >= 0 else -error
+    close_one(&visit.home_space_fd)
+    close_one(&visit.home_root_fd)
+    return fd
+
+
 cdef int open_path(Entrance *entrance, const char *path) noexcept nogil:
     """Open the directory that a path of the container leads to, its links followed; a negative errno on failure."""
     cdef int fd

@@ -1,16 +1,17 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """What a look-up of a guarded path has found goes to its guard."""
 
-from libc.errno cimport EMFILE, ENFILE, ENOMEM, ENOSPC, EOPNOTSUPP
-from libc.string cimport memchr, memcmp
+from libc.errno cimport EAGAIN, EMFILE, ENFILE, ENOMEM, ENOSPC, ENXIO, EOPNOTSUPP, EXDEV
+from libc.string cimport memchr, memcmp, strlen
 
-from argusd.engine.core cimport NOTICE_UNGUARDED, core_lock, core_unlock
+from argusd.engine.core cimport NOTICE_FOREIGN, NOTICE_UNGUARDED, core_lock, core_unlock
 from argusd.engine.entering cimport open_name
-from argusd.engine.mounts cimport next_mount, read_mounts
+from argusd.engine.mounts cimport next_mount, read_all_mounts, read_mounts
 from argusd.engine.work cimport notice_push_path
 from argusd.guarding.check cimport guarded_check
 from argusd.guarding.guards cimport Guarded, guarded_add, guarded_look, guarded_settle
 from argusd.guarding.table cimport FOLDER, ITSELF, NAME
+from argusd.guarding.vetting cimport vetting_lists
 from argusd.includes.linux cimport AT_EMPTY_PATH, STATX_TYPE, S_ISDIR, close, readlinkat, statx, statx_t
 
 
@@ -34,25 +35,60 @@ cdef void tell_mounted(Walk *walk, Root *root, int error, const char *point) noe
     core_unlock(walk.core)
 
 
+cdef void tell_foreign(Walk *walk, Root *root) noexcept nogil:
+    """The path leads, by a link, to what the container only sees of the node. That is told once."""
+    if root.guarded.foreign_told:
+        return
+    root.guarded.foreign_told = True
+    core_lock(walk.core)
+    notice_push_path(walk.core, NOTICE_FOREIGN, root.subscription.number, EXDEV, 0, root.path)
+    core_unlock(walk.core)
+
+
+cdef void have_mounts(Walk *walk, Guarded *guarded, int pid) noexcept nogil:
+    """Have the container's mounts in walk.mounts, that of its root included, and the guard know of them.
+
+    Where that is no mount of its own (a process that called chroot(2)), only the whole namespace lists it.
+    """
+    cdef bint known = read_mounts(walk, pid), above
+    above = known and not vetting_lists(walk.entrance.root_fd, walk.mounts.data, walk.mounts.size)
+    if above:
+        known = read_all_mounts(walk, pid)
+    guarded_look(guarded, walk.entrance.root_fd, walk.mounts.data if known else NULL, walk.mounts.size, above)
+
+
+cdef const char *below_place(const Root *root, const char *point, size_t *size) noexcept nogil:
+    """A mount point as the container's root sees it."""
+    cdef const char *place = root.guarded.vetting.place
+    cdef size_t begin = strlen(place)
+    if memcmp(point, place, min(begin, size[0])) != 0 or size[0] <= begin:
+        begin = size[0]
+    size[0] -= begin
+    return point + begin
+
+
 cdef int guard_mounted(Walk *walk, Root *root, const Finding *finding) noexcept nogil:
     """Guard what is mounted on names in a guarded directory; 0 or an errno."""
     cdef char point[PATH_SIZE + 1]
+    cdef const char *seen
     cdef const char *name
     cdef size_t size, at = 0
     cdef int fd, error = 0
-    if not read_mounts(walk, root.subscription.place.pid):
-        return 0
     while not error and next_mount(walk, &at, point, &size):
         point[size] = 0
-        name = mounted_name(point, size, finding.real)
+        seen = below_place(root, point, &size)
+        name = mounted_name(seen, size, finding.real)
         fd = open_name(&walk.entrance, finding.fd, name) if name != NULL else -1
         if fd >= 0:
             error = guarded_add(&root.guarded, ITSELF, fd, root.path, name, NULL)
             close(fd)
-        if error and not is_short(error):
-            if walk.initial:
-                tell_mounted(walk, root, error, point)
-            error = 0               # /proc in "/", for instance: the rest is guarded all the same
+        if error == EXDEV:
+            tell_foreign(walk, root)
+            error = 0
+        elif error and not is_short(error):
+            if walk.initial and error != ENXIO:
+                tell_mounted(walk, root, error, seen)
+            error = 0               # a device in "/dev", /proc in "/", for instance: the rest is guarded all the same
     return error
 
 
@@ -95,14 +131,14 @@ cdef bint says_nothing(int error) noexcept nogil:
 
     Who may mount could have a guard let go by mounting what cannot be guarded over its path, if only for a moment.
     """
-    return is_short(error) or error == EOPNOTSUPP
+    return is_short(error) or error == EOPNOTSUPP or error == EAGAIN
 
 
 cdef int guard_root(Walk *walk, Root *root, const Finding *finding) noexcept nogil:
     """Guard what the path stands for now; 0 or an errno, with root.guarded.guard.step."""
     cdef Guarded *guarded = &root.guarded
-    cdef int error = 0, further = 0
-    guarded_look(guarded, walk.entrance.root_fd)
+    cdef int error = 0, further = 0, step = 0
+    have_mounts(walk, guarded, root.subscription.place.pid)
     if finding.fd >= 0:
         error = guarded_add(guarded, FOLDER if finding.directory else ITSELF, finding.fd, root.path, NULL, NULL)
     if finding.fd >= 0 and finding.directory:
@@ -110,8 +146,15 @@ cdef int guard_root(Walk *walk, Root *root, const Finding *finding) noexcept nog
             error = guard_mounted(walk, root, finding)
         if not error:
             error = guard_volume(walk, root, finding)
-    elif finding.parent_fd >= 0:
+    step = guarded.guard.step
+    if finding.parent_fd >= 0 and not (finding.fd >= 0 and finding.directory):
         further = guarded_add(guarded, NAME, finding.parent_fd, root.path, NULL, finding.name)
+    if error == EXDEV or further == EXDEV:
+        tell_foreign(walk, root)
+        error = 0 if error == EXDEV else error
+        further = 0 if further == EXDEV else further
+    if error:
+        guarded.guard.step = step
     guarded_settle(guarded, not says_nothing(error) and not says_nothing(further))
     error = error or further
     if not error and walk.initial and finding.fd >= 0:

@@ -25,10 +25,11 @@ from argusd.engine.core cimport (
     monotonic_ns,
     name_hash,
 )
+from argusd.engine.entering cimport open_inside
 from argusd.engine.opening cimport process_open
 from argusd.engine.tree cimport node_find
 from argusd.engine.work cimport job_push, notice_push, root_push
-from argusd.includes.linux cimport O_RDONLY, close, read
+from argusd.includes.linux cimport O_CLOEXEC, O_DIRECTORY, O_PATH, O_RDONLY, close, open, read
 
 cdef enum:
     MOUNTS_MAX = 4 * 1024 * 1024    # bytes of mountinfo that are looked at
@@ -38,9 +39,26 @@ cdef enum:
 
 
 cdef bint read_mounts(Walk *walk, int pid) noexcept nogil:
-    """Read the process' mountinfo into walk.mounts."""
+    """Read the process' mountinfo into walk.mounts: what is mounted below its root."""
+    return read_listed(walk, process_open(pid, b"mountinfo", O_RDONLY))
+
+
+cdef bint read_all_mounts(Walk *walk, int pid) noexcept nogil:
+    """Likewise what is mounted in the whole of its namespace, with mount points from the namespace's root."""
+    cdef int fd = -1, proc = open(b"/proc", O_PATH | O_DIRECTORY | O_CLOEXEC)
+    cdef int space = process_open(pid, b"ns/mnt", O_RDONLY)
+    if proc >= 0 and space >= 0:
+        fd = open_inside(&walk.entrance, space, proc, b"thread-self/mountinfo")
+    if proc >= 0:
+        close(proc)
+    if space >= 0:
+        close(space)
+    return read_listed(walk, fd)
+
+
+cdef bint read_listed(Walk *walk, int fd) noexcept nogil:
+    """Read mountinfo from a descriptor, which is closed."""
     cdef ssize_t size = 1
-    cdef int fd = process_open(pid, b"mountinfo", O_RDONLY)
     if fd < 0:
         return False
     walk.mounts.size = 0

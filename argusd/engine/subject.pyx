@@ -411,7 +411,7 @@ cdef int hand_over(Walk *walk, Root *root, Search *search, int error) noexcept n
         finding.parent_fd = search.fd
     before = root.unguarded
     root.unguarded = guard_root(walk, root, &finding)
-    return root.unguarded if root.unguarded != before else 0
+    return root.unguarded if root.unguarded != before and root.unguarded != EAGAIN else 0
 
 
 cdef int search_root(Search *search, Walk *walk, Root *root) noexcept nogil:

@@ -18,6 +18,7 @@ from argusd.guarding.table cimport CHECKED, CHECKING, NAME, UNCHECKED, Entry, Gr
 from argusd.includes.fanotify cimport FAN_OPEN_PERM
 from argusd.includes.linux cimport (
     AT_EMPTY_PATH,
+    AT_STATX_DONT_SYNC,
     F_DUPFD_CLOEXEC,
     O_CLOEXEC,
     O_NOCTTY,
@@ -112,7 +113,7 @@ cdef int open_patiently(int fd) noexcept nogil:
 cdef bint can_be_opened(int fd) noexcept nogil:
     """Only files and directories make permission events, and opening a device may do anything."""
     cdef statx_t status
-    if statx(fd, b"", AT_EMPTY_PATH, STATX_TYPE, &status) != 0:
+    if statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &status) != 0:
         return False
     return S_ISREG(status.stx_mode) or S_ISDIR(status.stx_mode)
 

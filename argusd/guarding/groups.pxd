@@ -1,7 +1,5 @@
 # Permission groups and the threads that serve them.
 
-from libc.stdint cimport uint64_t
-
 from argusd.guarding.reporter cimport Reporter
 from argusd.guarding.table cimport Group
 from argusd.includes.pthread cimport pthread_mutex_t, pthread_t
@@ -18,10 +16,6 @@ cdef struct Gate:
     bint closed
     bint ended                      # all threads have; only then their memory may be freed
 
-cdef bint is_remote(int fd) noexcept nogil
-cdef uint64_t mount_number(int fd) noexcept nogil
-cdef bint is_beyond_us(int fd, uint64_t root_mount) noexcept nogil
-cdef bint is_layered(int fd) noexcept nogil
 cdef Group *group_for(Gate *gate, int number, int *error) noexcept nogil
 cdef int gate_init(Gate *gate) noexcept nogil
 cdef int gate_open(Gate *gate, int *no_audit) noexcept nogil

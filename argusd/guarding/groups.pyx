@@ -21,14 +21,9 @@ from argusd.includes.fanotify cimport (
     FAN_NONBLOCK,
     FAN_UNLIMITED_MARKS,
     FAN_UNLIMITED_QUEUE,
-    STATX_MNT_ID,
     fanotify_init,
-    fstatfs,
-    mount_of,
-    statfs_t,
 )
 from argusd.includes.linux cimport (
-    AT_EMPTY_PATH,
     EFD_CLOEXEC,
     EFD_NONBLOCK,
     F_DUPFD_CLOEXEC,
@@ -51,8 +46,6 @@ from argusd.includes.linux cimport (
     mmap,
     munmap,
     open,
-    statx,
-    statx_t,
     write,
 )
 from argusd.includes.pthread cimport (
@@ -70,72 +63,6 @@ from argusd.threads cimport thread_begin
 
 cdef enum:
     GROUP_FD = 512                  # descriptors of groups come behind all others, see group_fd_last
-    BTRFS = 0x9123683E
-    OVERLAYFS = 0x794C7630
-    FUSE = 0x65735546
-
-
-# File systems that answer for themselves; of every other one a server may keep an open waiting.
-cdef unsigned long *LOCAL_TYPES = [
-    BTRFS,
-    OVERLAYFS,
-    0xEF53,                         # ext2, ext3, ext4
-    0x58465342,                     # xfs
-    0x01021994,                     # tmpfs
-    0x858458F6,                     # ramfs
-    0xF2F52010,                     # f2fs
-    0x73717368,                     # squashfs
-    0xE0F5E1E2,                     # erofs
-    0x2FC12FC1,                     # zfs
-    0x4D44,                         # vfat
-    0x9660,                         # iso9660
-    0x1CD1,                         # devpts
-    0x62656572,                     # sysfs
-    0x27E0EB,                       # cgroup
-    0x63677270,                     # cgroup2
-    0x958458F6,                     # hugetlbfs
-    0x19800202,                     # mqueue
-    0,
-]
-
-
-cdef unsigned long file_system(int fd) noexcept nogil:
-    """Its type, 0 when it does not tell."""
-    cdef statfs_t status
-    return <unsigned long>status.f_type if fstatfs(fd, &status) == 0 else 0
-
-
-cdef bint is_remote(int fd) noexcept nogil:
-    cdef unsigned long kind = file_system(fd)
-    cdef int i = 0
-    while LOCAL_TYPES[i] and LOCAL_TYPES[i] != kind:
-        i += 1
-    return LOCAL_TYPES[i] == 0
-
-
-cdef uint64_t mount_number(int fd) noexcept nogil:
-    """Of the mount through which it was found, 0 where the kernel does not tell (before Linux 5.8)."""
-    cdef statx_t status
-    if statx(fd, b"", AT_EMPTY_PATH, STATX_MNT_ID, &status) != 0 or not status.stx_mask & STATX_MNT_ID:
-        return 0
-    return mount_of(&status)
-
-
-cdef bint is_beyond_us(int fd, uint64_t root_mount) noexcept nogil:
-    """Is it on a file system that cannot be guarded?
-
-    A thread that waits for the server of a FUSE file system cannot even be killed. A process that is to end could not
-    let go of its groups then, and everybody who waits for them would wait for that server, which may be hostile. It can
-    be hidden below an overlay; that of a container's root was made by its runtime, any other by whoever could mount.
-    """
-    cdef unsigned long kind = file_system(fd)
-    return kind == 0 or kind == FUSE or (kind == OVERLAYFS and mount_number(fd) != root_mount)
-
-
-cdef bint is_layered(int fd) noexcept nogil:
-    """overlayfs has files of several file systems, btrfs subvolumes."""
-    cdef unsigned long kind = file_system(fd)
-    return kind == OVERLAYFS or kind == BTRFS
 
 
 cdef void group_free(Group *group) noexcept nogil:

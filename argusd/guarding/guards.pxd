@@ -1,11 +1,12 @@
 # Guards as the engine has them: one for each subject in each container.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 
 from argusd._records cimport Lines
 from argusd.guarding.groups cimport Gate
 from argusd.guarding.reporter cimport GROUPS
 from argusd.guarding.table cimport Entry, Subject
+from argusd.guarding.vetting cimport Vetting
 
 # Which step of making a guard has failed.
 cdef enum:
@@ -13,6 +14,7 @@ cdef enum:
     STEP_AUDIT = 1
     STEP_MARK = 2
     STEP_CHECK = 3
+    STEP_KIND = 4
 
 # One subject in one container.
 cdef struct Guard:
@@ -31,11 +33,12 @@ cdef struct Guard:
 cdef struct Guarded:
     Guard *guard
     bint deny
-    uint64_t root_mount             # of the container's root, when it was first looked up; 0 where that is not told
+    Vetting vetting
+    bint foreign_told               # that it led to what is the node's
     Entry *entries                  # what it stands for
     Entry *found                    # what it is found to stand for, while it is looked up
 
-cdef void guarded_look(Guarded *guarded, int root_fd) noexcept nogil
+cdef void guarded_look(Guarded *guarded, int root_fd, const char *mounts, size_t size, bint above) noexcept nogil
 cdef int guarded_add(Guarded *guarded, int kind, int fd, const char *path, const char *child,
                      const char *name) noexcept nogil
 cdef bint is_file(const Entry *entry, int fd) noexcept nogil

@@ -13,7 +13,7 @@ The new is marked before the old is let go. A note is sent before its mark is se
 a responder that does not know of it.
 """
 
-from libc.errno cimport ENOMEM, EOPNOTSUPP
+from libc.errno cimport ENOMEM, ENXIO
 from libc.stdint cimport uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport abort, calloc, free, malloc
@@ -24,10 +24,6 @@ from argusd.guarding.groups cimport (
     LOCAL,
     REMOTE,
     group_for,
-    is_beyond_us,
-    is_layered,
-    is_remote,
-    mount_number,
 )
 from argusd.guarding.marks cimport mark_again, mark_drop, mark_set
 from argusd.guarding.table cimport (
@@ -43,8 +39,20 @@ from argusd.guarding.table cimport (
     note_push,
     note_send,
 )
+from argusd.guarding.vetting cimport Verdict, vet, vetting_begin
 from argusd.includes.fanotify cimport STATX_MNT_ID, mount_of
-from argusd.includes.linux cimport AT_EMPTY_PATH, STATX_BTIME, STATX_INO, readlinkat, statx, statx_t
+from argusd.includes.linux cimport (
+    AT_EMPTY_PATH,
+    AT_STATX_DONT_SYNC,
+    STATX_BTIME,
+    STATX_INO,
+    STATX_TYPE,
+    S_ISDIR,
+    S_ISREG,
+    readlinkat,
+    statx,
+    statx_t,
+)
 from argusd.includes.pthread cimport load_pointer, pthread_mutex_lock, pthread_mutex_unlock
 
 
@@ -160,12 +168,11 @@ cdef char *joined(const char *path, const char *child) noexcept nogil:
 cdef bint entry_fill(Entry *entry, Group *group, int fd) noexcept nogil:
     """Which file it is, and where."""
     cdef statx_t status
-    if statx(fd, b"", AT_EMPTY_PATH, STATX_INO | STATX_BTIME | STATX_MNT_ID, &status) != 0:
+    if statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO | STATX_BTIME | STATX_MNT_ID, &status) != 0:
         return False
     entry.device = <uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor
     entry.inode = status.stx_ino
     entry.mount = mount_of(&status) if status.stx_mask & STATX_MNT_ID else 0
-    entry.layered = is_layered(fd)
     entry.born = 0 if entry.layered else birth(&status)     # a file is born again when overlayfs copies it up
     return place_of(group, fd, entry)
 
@@ -173,7 +180,8 @@ cdef bint entry_fill(Entry *entry, Group *group, int fd) noexcept nogil:
 cdef bint is_file(const Entry *entry, int fd) noexcept nogil:
     """Is that what is behind a descriptor?"""
     cdef statx_t status
-    return (statx(fd, b"", AT_EMPTY_PATH, STATX_INO, &status) == 0 and status.stx_ino == entry.inode
+    return (statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &status) == 0
+            and status.stx_ino == entry.inode
             and (<uint64_t>status.stx_dev_major << 32 | status.stx_dev_minor) == entry.device)
 
 
@@ -218,37 +226,59 @@ cdef void keep(Guarded *guarded, Entry *entry) noexcept nogil:
     guarded.found = entry
 
 
-cdef void guarded_look(Guarded *guarded, int root_fd) noexcept nogil:
-    """A look-up begins, in the container whose root that is; the first one tells which root its runtime has made."""
-    if guarded.root_mount == 0:
-        guarded.root_mount = mount_number(root_fd)
+cdef void guarded_look(Guarded *guarded, int root_fd, const char *mounts, size_t size, bint above) noexcept nogil:
+    """A look-up begins, in the container whose root and whose mounts that are; these are read until it ends."""
+    guarded.vetting.init = guarded.guard.init
+    vetting_begin(&guarded.vetting, root_fd, mounts, size, above)
+
+
+cdef bint makes_events(int fd) noexcept nogil:
+    """Of anything but a file or a directory the kernel asks nobody."""
+    cdef statx_t status
+    return (statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &status) == 0
+            and (S_ISREG(status.stx_mode) or S_ISDIR(status.stx_mode)))
+
+
+cdef int admit(Guarded *guarded, Entry *entry, int fd) noexcept nogil:
+    """See whether it may be guarded, and find the subject that is to; 0 or an errno, with guarded.guard.step."""
+    cdef Guard *guard = guarded.guard
+    cdef Verdict verdict
+    cdef int error
+    guard.step = STEP_MARK
+    error = vet(&guarded.vetting, fd, entry.path, &verdict)
+    if error:
+        return error
+    guard.step = STEP_KIND
+    if not makes_events(fd):
+        return ENXIO
+    guard.step = STEP_INIT
+    entry.layered = verdict.layered
+    entry.group = REMOTE if verdict.remote else LOCAL
+    entry.subject = subject_in(guard, entry.group, &error)
+    return error
 
 
 cdef int guarded_add(Guarded *guarded, int kind, int fd, const char *path, const char *child,
                      const char *name) noexcept nogil:
     """Guard a thing that a path is found to stand for: what is behind an O_PATH descriptor, or a ``name`` in there.
 
-    It is told of as ``path``, or as ``child`` below it. 0 or an errno, with guarded.guard.step.
+    It is told of as ``path``, or as ``child`` below it. 0 or an errno, with guarded.guard.step: EXDEV when it is the
+    node's, not the container's, which is no failure.
     """
     cdef Guard *guard = guarded.guard
-    cdef Entry *entry
+    cdef Entry *entry = entry_new(guarded, kind, path, child, name)
     cdef Entry *known
     cdef Group *group
-    cdef Subject *subject
-    cdef int error = 0, number = REMOTE if is_remote(fd) else LOCAL
-    guard.step = STEP_MARK
-    if is_beyond_us(fd, guarded.root_mount):
-        return EOPNOTSUPP
-    guard.step = STEP_INIT
-    subject = subject_in(guard, number, &error)
+    cdef int error
+    if entry == NULL:
+        guard.step = STEP_MARK
+        return ENOMEM
+    error = admit(guarded, entry, fd)
     if error:
+        entry_free(entry)
         return error
     guard.step = STEP_MARK
-    group = <Group *>load_pointer(&guard.gate.reporter.groups[number])
-    entry = entry_new(guarded, kind, path, child, name)
-    if entry == NULL:
-        return ENOMEM
-    entry.subject, entry.group = subject, number
+    group = <Group *>load_pointer(&guard.gate.reporter.groups[entry.group])
     if not entry_fill(entry, group, fd):
         entry_free(entry)
         return ENOMEM

@@ -22,11 +22,6 @@ cdef extern from "<sys/fanotify.h>" nogil:
     int fanotify_init(unsigned int flags, unsigned int event_flags)
     int fanotify_mark(int group, unsigned int flags, uint64_t mask, int directory, const char *path)
 
-cdef extern from "<sys/vfs.h>" nogil:
-    cdef struct statfs_t "statfs":
-        unsigned long f_type
-    int fstatfs(int fd, statfs_t *status)
-
 cdef extern from "<sys/syscall.h>" nogil:
     long SYS_pidfd_open
 
@@ -34,6 +29,7 @@ cdef extern from * nogil:
     """
     #include <sys/stat.h>
     #include <sys/ioctl.h>
+    #include <linux/nsfs.h>
 
     /* Newer than the headers of many systems: Linux 5.8, 5.8, 5.12, 6.13. */
     #ifndef STATX_MNT_ID
@@ -52,6 +48,7 @@ cdef extern from * nogil:
     /* Of old headers' struct statx, the place where the kernel puts stx_mnt_id. */
     #define argusd_mount_of(status) (*(unsigned long long *)((char *)(status) + 0x90))
     """
+    unsigned long NS_GET_USERNS
     unsigned int STATX_MNT_ID
     uint64_t STATX_ATTR_MOUNT_ROOT
     uint64_t RESOLVE_CACHED "ARGUSD_RESOLVE_CACHED"

@@ -16,6 +16,7 @@ from typing import Final, Self
 from tests.kernel.container import Container
 
 CLONE_NEWNS: Final = 0x20000
+MS_READ_ONLY_VIEW: Final = 0x1 | 0x20 | 0x1000  # MS_RDONLY | MS_REMOUNT | MS_BIND
 PR_SET_NAME: Final = 15
 ANSWER_BYTES: Final = 4096
 
@@ -60,6 +61,7 @@ OPERATIONS: Final[dict[str, Callable[[str], object]]] = {
     "link": lambda paths: os.link(*paths.split(" ")),
     "chroot": os.chroot,
     "name": lambda name: _check(_libc.prctl(PR_SET_NAME, os.fsencode(name), 0, 0, 0)),
+    "make_read_only": lambda path: _check(_libc.mount(None, os.fsencode(path), None, MS_READ_ONLY_VIEW, None)),
     "unshare": lambda _path: _check(_libc.unshare(CLONE_NEWNS)),
 }
 

@@ -6,6 +6,8 @@ import ctypes
 import errno
 import os
 import resource
+import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -434,6 +436,114 @@ def test_overlay_that_is_not_the_containers_root_is_refused(sandbox: Sandbox, tm
     sandbox.guarding.guard("root", container.pid, deny=[b"/f"])
     assert not sandbox.opens(place / "f")
     container.close()
+
+
+def test_what_makes_no_events_is_refused(sandbox: Sandbox) -> None:
+    """A guard of it would guard nothing: nobody is asked before a device, a pipe or a socket is opened."""
+    places = [sandbox.folder / name for name in ("pipe", "device", "socket")]
+    os.mkfifo(places[0])
+    os.mknod(places[1], stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fsencode(places[2]))
+        for place in places:
+            with pytest.raises(GuardError) as caught:
+                sandbox.deny(place)
+            assert (caught.value.step, caught.value.errno, caught.value.filename) == ("kind", errno.ENXIO, str(place))
+
+
+def test_file_that_becomes_a_pipe_is_told_of_and_its_successor_guarded(sandbox: Sandbox) -> None:
+    sandbox.deny(sandbox.file)
+    sandbox.file.unlink()
+    os.mkfifo(sandbox.file)
+    until(lambda: any(notice.errno == errno.ENXIO for notice in sandbox.guarding.engine.notices()), "it is told")
+    (sandbox.folder / "new").write_text("-")
+    (sandbox.folder / "new").rename(sandbox.file)
+    assert not sandbox.opens(sandbox.file)
+
+
+class View:
+    """A container that sees a folder of the node read-only at ``/host``."""
+
+    def __init__(self, sandbox: Sandbox, folder: Path) -> None:
+        self.sandbox = sandbox
+        self.node = folder / "node"
+        self.root = folder / "root"
+        for place in (self.node, self.root / "host", self.root / "data"):
+            place.mkdir(parents=True)
+        (self.node / "library").write_text("-")
+        self.container = Container(self.root, own_mounts=True)
+        sandbox.bind(self.node, self.root / "host")
+        with Process(self.container) as process:
+            assert process.do("make_read_only", "/host") == ""
+
+    def point(self, target: str) -> None:
+        """Point the guarded path somewhere else."""
+        link = self.root / "data/new"
+        link.symlink_to(target)
+        link.rename(self.root / "data/secret")
+        self.sandbox.guarding.settle()
+
+    def close(self) -> None:
+        self.container.close()
+
+
+@pytest.fixture
+def view(sandbox: Sandbox, tmp_path: Path) -> Iterator[View]:
+    view = View(sandbox, tmp_path / "view")
+    yield view
+    view.close()
+
+
+def test_link_into_a_read_only_view_of_the_node_guards_nothing(view: View, sandbox: Sandbox) -> None:
+    """The container could else have the node refused its own files. It is told of once."""
+    (view.root / "data/secret").write_text("-")
+    sandbox.guarding.guard("-", view.container.pid, deny=[b"/data/secret"])
+    assert not sandbox.opens(view.root / "data/secret")
+    told = []
+    for target in ("/host/library", "/host", "/host/missing", "/host/library"):
+        view.point(target)
+        told += [notice.kind for notice in sandbox.guarding.engine.notices()]
+        assert sandbox.opens(view.node / "library")
+        assert sandbox.opener.do("list", view.node) == ""
+    assert told == ["foreign"]
+    (view.root / "data/own").write_text("-")
+    view.point("/data/own")
+    assert not sandbox.opens(view.root / "data/own")
+
+
+def test_first_look_at_such_a_link_guards_nothing_either(view: View, sandbox: Sandbox) -> None:
+    view.point("/host/library")
+    sandbox.guarding.guard("-", view.container.pid, deny=[b"/data/secret"])
+    assert sandbox.opens(view.node / "library")
+    assert [notice.kind for notice in sandbox.guarding.engine.notices()] == ["foreign"]
+
+
+def test_path_that_names_a_view_of_the_node_is_guarded(view: View, sandbox: Sandbox) -> None:
+    sandbox.guarding.guard("-", view.container.pid, deny=[b"/host/library"])
+    assert not sandbox.opens(view.node / "library")
+    assert sandbox.guarding.engine.notices() == []
+
+
+def test_root_over_a_file_system_of_a_user_is_refused(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Images that are pulled lazily are such: an open of theirs may wait for ever, and cannot be killed."""
+    root, lower = sandbox.folder / "overlay", tmp_path / "lower"
+    for folder in (root, lower, tmp_path / "upper", tmp_path / "work"):
+        folder.mkdir()
+    try:
+        silent = SilentFileSystem(lower)
+    except OSError as error:
+        pytest.skip(f"no FUSE on this machine: {error}")
+    with silent:
+        layers = f"lowerdir={lower},upperdir={tmp_path}/upper,workdir={tmp_path}/work".encode()
+        if _libc.mount(b"overlay", os.fsencode(root), b"overlay", 0, layers) != 0:
+            pytest.skip(f"no overlay on this file system: {os.strerror(ctypes.get_errno())}")
+        sandbox.mounted.append(root)
+        container = Container(root)
+        with pytest.raises(GuardError) as caught:
+            sandbox.guarding.guard("-", container.pid, deny=[b"/f"])
+        assert (caught.value.step, caught.value.errno) == ("mark", errno.EOPNOTSUPP)
+        container.close()
+        sandbox.unmount(root)
 
 
 def test_mount_that_cannot_be_guarded_leaves_what_was_guarded(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ async def test_with_the_capability_it_is_somebody_else_who_forbids(pods: Pods, m
     [
         ("mark", errno.ENOSPC, LimitReachedError, "fs.fanotify.max_user_marks is "),
         ("mark", errno.ENOMEM, LimitReachedError, os.strerror(errno.ENOMEM)),
-        ("mark", errno.EOPNOTSUPP, CannotGuardError, "its file system cannot be guarded"),
+        ("mark", errno.EOPNOTSUPP, CannotGuardError, "it lies on a file system"),
         ("mark", errno.EXDEV, CannotGuardError, "its file system cannot be guarded"),
         ("check", errno.EIO, CannotGuardError, "was not asked about (Input/output error)"),
         ("check", errno.ETIMEDOUT, CannotGuardError, "does not come back"),
