@@ -49,6 +49,15 @@ class Metrics:
         with self._changed:
             return self._changed.wait_for(lambda: self._of_watcher[watcher] >= count, timeout_s)
 
+    def wait_while_they_come(self, watcher: str, count: int) -> bool:
+        """Like :meth:`wait_for`, for as long as more messages come, however slowly."""
+        before = -1
+        while before < self._of_watcher[watcher]:
+            before = self._of_watcher[watcher]
+            if self.wait_for(watcher, count, WAIT_S):
+                return True
+        return False
+
     def take(self, expected: Counter[Metric]) -> Counter[Metric]:
         """The messages since the last call, apart from the sentinel's, once they are as expected or time is over."""
 

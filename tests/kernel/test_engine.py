@@ -10,19 +10,18 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from argusd._inotify import EVENTS, Engine, Notice
 from argusd._output import Output
+from tests import sysctls
 from tests.kernel.watching import Watching
 from tests.waiting import TIMEOUT_S, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change sysctls and to mount")
-
-INOTIFY = Path("/proc/sys/fs/inotify")
 
 # OPEN, MODIFY and CLOSE_WRITE for each file and round, made by another process.
 PRODUCER = """
@@ -34,18 +33,6 @@ for round in range(rounds):
         os.write(descriptor, b"x")
         os.close(descriptor)
 """
-
-
-@contextlib.contextmanager
-def sysctl(name: str, value: int) -> Iterator[None]:
-    """Another value of fs.inotify's ``name`` for a while."""
-    path = INOTIFY / name
-    before = path.read_text()
-    path.write_text(str(value))
-    try:
-        yield
-    finally:
-        path.write_text(before)
 
 
 def produce(folder: Path, files: int, rounds: int) -> subprocess.Popen[bytes]:
@@ -130,8 +117,9 @@ def test_the_eventfd_says_that_counts_wait(watching: Watching, folder: Path) -> 
     assert watching.counts() == {"create": 1}
 
 
+@pytest.mark.changes_sysctls
 def test_an_overflow_of_the_queue_is_told_once_and_counted(tmp_path: Path, folder: Path) -> None:
-    with sysctl("max_queued_events", 64):  # read when the engine makes its inotify instance
+    with sysctls.inotify("max_queued_events", 64):  # read when the engine makes its inotify instance
         watching = Watching(tmp_path / "log")
     try:
         watching.watch(folder, EVENTS["CREATE"])
@@ -161,11 +149,12 @@ def overflow_once(watching: Watching, folder: Path) -> int:
     return number
 
 
+@pytest.mark.changes_sysctls
 def test_no_more_watches_is_an_error_and_gives_all_back(watching: Watching, folder: Path) -> None:
     for number in range(200):
         (folder / f"{number}").mkdir()
     before = watching.engine.statistics()
-    with sysctl("max_user_watches", used_watches() + 100):
+    with sysctls.inotify("max_user_watches", used_watches() + 100):
         number = watching.subscribe(folder)
         with pytest.raises(OSError, match="No space left") as caught:
             watching.engine.arm(number)
@@ -178,9 +167,10 @@ def test_no_more_watches_is_an_error_and_gives_all_back(watching: Watching, fold
     assert watching.engine.statistics()["nodes"] == 201
 
 
+@pytest.mark.changes_sysctls
 def test_a_new_directory_beyond_the_limit_is_a_notice(watching: Watching, folder: Path) -> None:
     number = watching.watch(folder, EVENTS["CREATE"])
-    with sysctl("max_user_watches", used_watches()):
+    with sysctls.inotify("max_user_watches", 0):  # whatever the rest of the machine gives back meanwhile
         (folder / "new").mkdir()
         notices = notices_of(watching.engine)
     assert [(notice.kind, notice.subscription, notice.errno, notice.path) for notice in notices] == [
@@ -229,9 +219,10 @@ def watch_counts(fdinfo: Path) -> Sequence[int]:
     return counts
 
 
+@pytest.mark.changes_sysctls
 def test_an_engine_without_an_inotify_instance_says_which_limit_it_is() -> None:
     output = Output()
-    with sysctl("max_user_instances", 0), pytest.raises(OSError, match="max_user_instances") as caught:
+    with sysctls.inotify("max_user_instances", 0), pytest.raises(OSError, match="max_user_instances") as caught:
         Engine(output)
     assert caught.value.errno == errno.EMFILE
     assert output.close()

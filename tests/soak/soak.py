@@ -8,18 +8,18 @@ run with exit code 1; the records of the burst are kept, and a short script that
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import os
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tests import sysctls
 from tests.soak.mounts import leave_namespace
 from tests.soak.operations import Record
 from tests.soak.replay import Script, Shrinker, paced, remake
@@ -28,23 +28,10 @@ from tests.soak.subjects import Subject, some
 from tests.soak.watching import Watching
 from tests.soak.writer import Process
 
-QUEUE: Final = Path("/proc/sys/fs/inotify/max_queued_events")
+QUEUE: Final = sysctls.INOTIFY / "max_queued_events"
 TELL_S: Final = 10.0
 BURST_S: Final = 4.0
 SHRINK_S: Final = 120.0
-
-
-@contextlib.contextmanager
-def queue_of(events: int) -> Iterator[None]:
-    """Let new inotify instances have a queue of so many events; 0 leaves it as it is."""
-    before = QUEUE.read_text()
-    if events:
-        QUEUE.write_text(str(events))
-    try:
-        yield
-    finally:
-        if events:
-            QUEUE.write_text(before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +80,7 @@ class Soak:
         plan = Plan.of(seed, self._queue, may_mount=self._may_mount)
         watching = self._watching
         if plan.queue:
-            with queue_of(plan.queue):
+            with sysctls.inotify("max_queued_events", plan.queue):
                 watching = Watching()
         world, locks = self._place / f"w{self.rounds}", self._place / "locks"
         self.rounds += 1

@@ -13,6 +13,7 @@ LIMITS = ["--duration-s", str(DURATION_S), "--operations", str(OPERATIONS)]
 
 
 @pytest.mark.slow
+@pytest.mark.changes_sysctls
 @pytest.mark.timeout(300)  # a failure is shrunk
 def test_every_operation_of_four_processes_is_told_and_nothing_else() -> None:
     soak = subprocess.run(
