@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """Processes that share the daemon's memory, but neither its descriptors nor its fate.
 
-A file system can keep whoever asks it waiting for ever, and a thread that waits for a FUSE server cannot even be killed:
+A file system can keep whoever asks it waiting for ever, and a thread that waits for a FUSE server cannot be killed:
 its process does not end, and none of the descriptors that it shares with other threads is closed. So whoever asks a
 file system of a container does that in a *twin*: a process made by clone(2) with CLONE_VM alone. A twin that hangs
 keeps itself, the few descriptors that it was given, and nothing else.
@@ -209,8 +209,8 @@ cdef int run_apart(Twin *twin) noexcept nogil:
 cdef int twin_run(Twin *twin) noexcept nogil:
     """Run ``twin.body`` in a twin of the calling thread and return when that has ended; 0 or an errno.
 
-    The caller has set ``body``, ``argument`` and ``name``, all else to 0, and called ``twin_keep``. EAGAIN: there are as
-    many twins, or processes, as there may be. Under ThreadSanitizer the body runs in the calling thread itself.
+    The caller has set ``body``, ``argument`` and ``name``, all else to 0, and called ``twin_keep``. EAGAIN: there are
+    as many twins, or processes, as there may be. Under ThreadSanitizer the body runs in the calling thread itself.
     """
     cdef int error
     if not ARGUSD_TWINS:

@@ -100,7 +100,10 @@ def test_no_text_line_is_so_long_that_a_runtime_cuts_it(tmp_path: Path, pod: Cal
     for _ in range(DEEP):
         folder = folder / ("\x01" * 240)
         folder.mkdir()
-    deaf = {style: Deaf(tmp_path / style, style) for style in ("text", "json") if not (tmp_path / style).mkdir()}
+    deaf = {}
+    for style in ("text", "json"):
+        (tmp_path / style).mkdir()
+        deaf[style] = Deaf(tmp_path / style, style)
     pid = pod()
     for daemon in deaf.values():
         daemon.watch(pid, "pod1", folder, "{event} {path}{path}")
