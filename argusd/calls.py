@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import errno
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Generic, TypeAlias, TypeVar
@@ -22,8 +24,11 @@ from argusd.refusals import (
     OutOfTimeError,
     RequestRefusedError,
     StoppingError,
+    exhausted,
+    reason,
 )
 from argusd.registry import Handle, Registry
+from argusd.repeats import Repeats
 from argusd.subjects import InvalidRequest, Request, SubjectT
 
 __all__ = ["Context", "PodCalls", "answering"]
@@ -36,18 +41,24 @@ _DEADLINE_MARGIN_S: Final = 0.5
 _MAX_DETAILS: Final = 2000  # characters; a status travels in a header, whose size is limited
 
 _CODES: Final = (
-    (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT, logging.DEBUG),
-    (AmbiguousId, grpc.StatusCode.INVALID_ARGUMENT, logging.DEBUG),
-    (NoContainerError, grpc.StatusCode.NOT_FOUND, logging.DEBUG),
-    (LimitReachedError, grpc.StatusCode.RESOURCE_EXHAUSTED, logging.WARNING),
-    (StoppingError, grpc.StatusCode.UNAVAILABLE, logging.DEBUG),
-    (AccessDeniedError, grpc.StatusCode.PERMISSION_DENIED, logging.WARNING),
-    (PermissionError, grpc.StatusCode.PERMISSION_DENIED, logging.WARNING),
-    (CannotGuardError, grpc.StatusCode.FAILED_PRECONDITION, logging.WARNING),
-    (OutOfTimeError, grpc.StatusCode.DEADLINE_EXCEEDED, logging.WARNING),
-    (RequestRefusedError, grpc.StatusCode.INTERNAL, logging.WARNING),
+    (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
+    (AmbiguousId, grpc.StatusCode.INVALID_ARGUMENT),
+    (NoContainerError, grpc.StatusCode.NOT_FOUND),
+    (LimitReachedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (StoppingError, grpc.StatusCode.UNAVAILABLE),
+    (AccessDeniedError, grpc.StatusCode.PERMISSION_DENIED),
+    (PermissionError, grpc.StatusCode.PERMISSION_DENIED),
+    (CannotGuardError, grpc.StatusCode.FAILED_PRECONDITION),
+    (OutOfTimeError, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (RequestRefusedError, grpc.StatusCode.INTERNAL),
 )
-"""What a client is told, and how loud the log is about it: a controller repeats and reports its own mistakes."""
+"""What a client is told. The log gets it, too: controllers do not print it, and the reason would be seen nowhere."""
+
+_NO_MORE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+_repeats = Repeats()
+# The name of what the call is about. Each call is a task, and has its own.
+_about: contextvars.ContextVar[PodKey | None] = contextvars.ContextVar("about", default=None)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _T = TypeVar("_T")
@@ -100,6 +111,7 @@ class PodCalls(Generic[SubjectT, _ConfigT]):
             config.ParseFromString(message)
         except DecodeError as error:
             raise InvalidRequest("request", f"no {config.DESCRIPTOR.full_name} message: {error}") from error
+        _about.set(PodKey(config.nodeName, config.podName, config.name))
         return config
 
     async def _whole(self, work: Coroutine[None, None, _T]) -> _T:
@@ -119,18 +131,45 @@ def answering(
     async def answer(message: bytes, context: Context) -> _T:
         try:
             return await method(message, context)
-        except Exception as error:
-            code, level = next(
-                ((code, level) for kind, code, level in _CODES if isinstance(error, kind)),
-                (grpc.StatusCode.INTERNAL, logging.ERROR),
-            )
-            unexpected = level == logging.ERROR
-            logger.log(level, "%s failed: %s", name, error, exc_info=error if unexpected else None)
-            details = f"unexpected {type(error).__name__}: {error}" if unexpected else str(error)
+        except Exception as error:  # noqa: BLE001  (the top of a call: it is logged, and told to the client)
+            code, details = _status(error)
+            _log_refusal(name, code, details, error)
         # Outside of the handler above: abort raises, and is not a failure of its own.
-        return await context.abort(code, details[:_MAX_DETAILS])
+        return await context.abort(code, details)
 
     return answer
+
+
+def _status(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """Return what to tell the client."""
+    if isinstance(error, OSError) and error.errno in _NO_MORE:
+        error = LimitReachedError(exhausted(error))
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+    details = reason(error) if isinstance(error, OSError) else str(error)
+    if code == grpc.StatusCode.INTERNAL and not isinstance(error, RequestRefusedError):
+        details = f"unexpected {type(error).__name__}: {details}"
+    return code, details[:_MAX_DETAILS]
+
+
+def _log_refusal(name: str, code: grpc.StatusCode, details: str, error: Exception) -> None:
+    """Log why a call fails; a controller repeats it up to ten times, which is one line."""
+    key = _about.get()
+    who = f" for {key.name or 'a request without a name'} {key}" if key else ""
+    suffix = _repeats.admit(f"{name}{who}{details}")
+    if suffix is None:
+        return
+    unexpected = code == grpc.StatusCode.INTERNAL and not isinstance(error, RequestRefusedError)
+    logger.log(
+        logging.ERROR if unexpected else logging.WARNING,
+        "%s failed%s: %s: %s%s",
+        name,
+        who,
+        code.name,
+        details,
+        suffix,
+        exc_info=error if unexpected else None,
+        extra={"pod": key.pod, "node": key.node, "policy": key.name, "code": code.name} if key else {"code": code.name},
+    )
 
 
 def _answer_by(context: Context) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from typing import Any, Final
 import grpc
 import uvloop
 
-from argusd import __version__, descriptors, logs, privileges, tls
+from argusd import __version__, descriptors, logs, surroundings, tls
 from argusd._fanotify import Guards
 from argusd._inotify import COUNTED, Engine
 from argusd._output import Output
@@ -23,9 +22,8 @@ from argusd.guards import GuardService
 from argusd.kinds import GuardKind, WatchKind
 from argusd.marker import Marker, listing
 from argusd.metrics import Metrics
-from argusd.processes import pidfds_work
 from argusd.pump import DRAIN_EVERY_S, Pump
-from argusd.refusals import sysctl
+from argusd.refusals import reason
 from argusd.registry import Registry
 from argusd.server import AddressError, Server, Service
 from argusd.signals import Signals
@@ -54,6 +52,8 @@ class StartError(Exception):
 
 def run(settings: Settings) -> int:
     """Serve until a signal ends it; returns the exit code. Raises StartError."""
+    if problem := surroundings.no_proc():
+        raise StartError(problem)
     try:
         credentials = _credentials(settings)
     except tls.TlsError as error:
@@ -102,7 +102,7 @@ class _Served:
         try:
             self.guards = Guards(output)
         except OSError as error:
-            raise StartError(f"No guards: {error.strerror}") from error
+            raise StartError(f"No guards: {reason(error)}") from error
         arming = Arming(engine, GuardKind(engine, self.guards))
         registry = Registry(arming)
         self.guarded = lambda: [f"({handle.pod}:{handle.node})" for handle in registry.state()]
@@ -153,26 +153,14 @@ class _Daemon:
         try:
             engine = Engine(self._output, self._settings.enter)
         except OSError as error:
-            if error.errno in {errno.ENOSYS, errno.EPERM}:
-                raise StartError(f"-enter={self._settings.enter}: {error.strerror}; use -enter=setns") from error
-            limit = "fs.inotify.max_user_instances"
-            raise StartError(f"No inotify instance: {error.strerror} ({limit} is {sysctl(limit)})") from error
+            raise StartError(surroundings.engine_failure(error, self._settings.enter)) from error
         engine.start()
         return engine
 
     def _say_hello(self, address: str, enter: str, *, secure: bool) -> None:
         settings = self._settings
-        if not secure and (settings.tlscafile or settings.tlscertfile or settings.tlskeyfile):
-            logger.warning("TLS files are given without -tls: serving plaintext, clients are not verified")
-        if few := descriptors.warning(descriptors.limit()):
-            logger.warning("%s", few)
-        if not pidfds_work():
-            logger.warning(
-                "pidfd_open(2) is refused (it needs Linux 5.3 and a seccomp profile that knows it): "
-                "the daemon looks for the end of containers 20 times a second"
-            )
-        if lacking := privileges.warning(enter, privileges.held(), services=settings.services):
-            logger.warning("%s", lacking)
+        for warning in surroundings.warnings(settings, enter, secure=secure):
+            logger.warning("%s", warning)
         why = " (openat2 is missing)" if settings.enter == "auto" and enter == "setns" else ""
         name = "janusd" if settings.services == ("janus",) else "argusd"
         logger.info("%s %s; %s%s", name, __version__, _WAYS[enter], why)

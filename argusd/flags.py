@@ -17,6 +17,7 @@ KNOWN_SERVICES: Final = ("argus", "janus")
 """Every word that ``-services`` takes."""
 
 _PROGRAM_SERVICES: Final = {"argusd": ("argus",), "janusd": ("janus",)}
+_PROGRAM: Final = re.compile(r"(argusd|janusd)(?![0-9A-Za-z])")
 _PURPOSES: Final = {
     "argus": "reports what happens to files inside containers.",
     "janus": "allows or denies the use of files inside containers.",
@@ -183,7 +184,9 @@ def _settings(values: Mapping[str, _Value]) -> Settings:
 
 
 def _default_services(program: str) -> tuple[str, ...]:
-    return _PROGRAM_SERVICES.get(_basename(program), ("argus",))
+    # Also under a name with a version, such as janusd-1.0.0.
+    match = _PROGRAM.match(_basename(program))
+    return _PROGRAM_SERVICES[match[1]] if match else ("argus",)
 
 
 def _basename(program: str) -> str:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from argusd import privileges
+from argusd import descriptors, privileges
 from argusd._inotify import DeniedError
 
 if TYPE_CHECKING:
@@ -24,12 +24,15 @@ __all__ = [
     "RequestRefusedError",
     "StoppingError",
     "container_label",
+    "exhausted",
     "forbidden",
+    "reason",
     "refusal",
     "sysctl",
 ]
 
 WATCH_LIMIT: Final = "fs.inotify.max_user_watches"
+FILE_LIMIT: Final = "fs.file-max"
 MARK_LIMIT: Final = "fs.fanotify.max_user_marks"
 
 
@@ -67,14 +70,29 @@ def refusal(error: OSError, container: Container) -> RequestRefusedError:
     if error.errno == errno.ENOSPC:
         return LimitReachedError(f"no inotify watches left for {where}: {WATCH_LIMIT} is {sysctl(WATCH_LIMIT)}")
     if error.errno in {errno.ENOMEM, errno.EMFILE, errno.ENFILE}:
-        return LimitReachedError(
-            f"{os.strerror(error.errno)} while arming {where} ({WATCH_LIMIT} is {sysctl(WATCH_LIMIT)})"
-        )
+        return LimitReachedError(f"cannot arm {where}: {exhausted(error)}")
     if isinstance(error, DeniedError):
         if error.step == "root":
             return forbidden(f"cannot see the root of {where}", error, privileges.SYS_PTRACE)
         return forbidden(f"cannot enter {where} with setns", error, privileges.SYS_ADMIN, privileges.SYS_CHROOT)
-    return RequestRefusedError(f"cannot look into {where}: {error}")
+    return RequestRefusedError(f"cannot look into {where}: {reason(error)}")
+
+
+def exhausted(error: OSError) -> str:
+    """Return what there is no more of, for EMFILE, ENFILE and ENOMEM, and which limit that is."""
+    match error.errno:
+        case errno.EMFILE:
+            return f"no file descriptors left: the daemon may have {descriptors.limit()} (RLIMIT_NOFILE)"
+        case errno.ENFILE:
+            return f"no files left on the node: {FILE_LIMIT} is {sysctl(FILE_LIMIT)}"
+        case _:
+            return f"no memory left: {reason(error)}"
+
+
+def reason(error: OSError) -> str:
+    """Return what the kernel said, and about which file, without the marks of Python."""
+    text = error.strerror or str(error)
+    return f"{text}: '{os.fsdecode(error.filename)}'" if error.filename else text
 
 
 def forbidden(what: str, error: OSError, *wanted: privileges.Right) -> AccessDeniedError:

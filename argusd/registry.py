@@ -232,8 +232,6 @@ class Registry(Generic[SubjectT]):
         """Arm what is new, then put a new entry in the place of those that it continues."""
         containers = list({identity(container): container for container in containers}.values())
         olds = matching(self._entries, key, map(identity, containers))
-        verb = "Updating" if olds else "Starting"
-        logger.info("%s %s %s", verb, self._kind.label, key, extra=self._named(key))
         drafts = draft(olds, request, containers)
         entry: Entry[SubjectT] = Entry(key, self._kind.acquire(key))
         try:
@@ -255,6 +253,10 @@ class Registry(Generic[SubjectT]):
             self._arming.release(entry.counter)
             raise
         handle = Handle(key.node, key.pod, tuple(entry.pids))
+        same = bool(olds) and not numbers and {n for old in olds for n in old.numbers} == set(entry.numbers)
+        verb = "Updating" if olds else "Starting"
+        level = logging.DEBUG if same else logging.INFO
+        logger.log(level, "%s %s %s", verb, self._kind.label, key, extra=self._named(key))
         self._adopt(entry)
         on = sorted(numbers.intersection(entry.numbers))
         lost = sorted(numbers.difference(entry.numbers))

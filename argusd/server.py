@@ -10,10 +10,12 @@ import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from argusd.health import SERVICE_NAME as HEALTH
+from argusd.health import Health
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +38,7 @@ _OPTIONS: Final = (
 )
 _MOST_CONNECTIONS: Final = 1024
 _CONNECTIONS_SHARE: Final = 4  # so much of all descriptors
+_WORDS: Final = {"argus.Argusd": "argus", "janus.Janusd": "janus"}
 _ANY_IPV6: Final = "[::]"
 _ANY_IPV4: Final = "0.0.0.0"  # noqa: S104  (the documented fall-back where IPv6 is off)
 
@@ -60,18 +63,16 @@ class Server:
 
         Connections take a part of the ``descriptors`` that the process may have, so that enough are left for the rest.
         """
-        self._names = ("", *(service.name for service in services))
-        self._health = health.aio.HealthServicer()
+        self._health = Health([service.name for service in services])
         connections = min(_MOST_CONNECTIONS, descriptors // _CONNECTIONS_SHARE)
         self._server = grpc.aio.server(options=(*_OPTIONS, ("grpc.max_allowed_incoming_connections", connections)))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        for service in services:
-            self._server.add_generic_rpc_handlers((service.handler,))
+        handlers = [self._health.handler(), *(service.handler for service in services)]
+        self._server.add_generic_rpc_handlers((*handlers, _Unserved()))
         if with_reflection:
             # Here, because it takes 0.7 MB of memory, and few ask for it.
             from grpc_reflection.v1alpha import reflection  # noqa: PLC0415
 
-            names = (*(service.name for service in services), health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (*(service.name for service in services), HEALTH, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
 
     async def start(self, address: str, credentials: grpc.ServerCredentials | None) -> str:
@@ -84,15 +85,33 @@ class Server:
                 port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:  # lost a race for the port after the check, or an address only grpc refuses
             raise AddressError(f"Cannot listen on {address}: {error}") from error
-        for name in self._names:
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self._health.start()
         await self._server.start()
         return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
     async def stop(self, grace_s: float) -> None:
         """Report NOT_SERVING, refuse new calls, give those that run ``grace_s``, then cancel them."""
-        await self._health.enter_graceful_shutdown()
+        await self._health.stop()
         await self._server.stop(grace_s)
+
+
+class _Unserved(grpc.GenericRpcHandler):
+    """Answers calls of a service that the daemon has, and was not asked to serve."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return what refuses the call; None when it is not about one of our services."""
+        word = _WORDS.get(handler_call_details.method.rpartition("/")[0].removeprefix("/"))
+        if word is None:
+            return None
+
+        async def refuse(_message: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+            await context.abort(
+                grpc.StatusCode.UNIMPLEMENTED,
+                f"this daemon has no such method; -services={word} or -services=argus,janus would serve its service",
+            )
+            return b""
+
+        return grpc.unary_unary_rpc_method_handler(refuse)
 
 
 def usable_address(address: str) -> str:
