@@ -45,8 +45,11 @@ class Engine:
     All methods may be called from any thread; none holds the GIL while it waits.
     """
 
-    def __init__(self, output: Output, enter: str = "auto") -> None:
+    def __init__(self, output: Output, enter: str = "auto", sysctl_fd: int = -1, queued_events: int = 0) -> None:
         """``enter`` is the way into containers: ``openat2``, ``setns``, or ``auto``: setns where openat2(2) is missing.
+
+        ``sysctl_fd`` is a descriptor of fs.inotify.max_queued_events, which is raised to ``queued_events`` for the
+        moment in which the instance is made, if that is more.
 
         Raises OSError: EMFILE (fs.inotify.max_user_instances) when the kernel gives no inotify instance, and what
         openat2(2) answered when it is wanted and missing.
@@ -54,6 +57,12 @@ class Engine:
     @property
     def enter(self) -> Literal["openat2", "setns"]:
         """The way into containers that is taken."""
+    @property
+    def queue(self) -> tuple[int, int]:
+        """How many events the kernel keeps for the instance (0: not known), and the errno that keeps it from more.
+
+        The errno is negative when the sysctl was raised and could not be put back.
+        """
     def start(self) -> None:
         """Start the reader thread."""
     def fileno(self) -> int:

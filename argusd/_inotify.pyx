@@ -188,14 +188,14 @@ cdef class Engine:
     cdef int calls                  # of methods that let the GIL go, under way in other threads; under the GIL
     cdef Guards guards              # whose paths are looked up here, too
 
-    def __cinit__(self, Output output not None, str enter="auto"):
+    def __cinit__(self, Output output not None, str enter="auto", int sysctl_fd=-1, long queued_events=0):
         cdef int error, i, way
         self.closed = True          # until everything below has worked
         self.output = output
         self.encoders = {}
         self.counters = {}
         way = way_to_enter(enter)
-        error = core_init(&self.core)
+        error = core_init(&self.core, sysctl_fd, queued_events)
         if error:
             raise OSError(error, f"no inotify instance: {os.strerror(error)} (see fs.inotify.max_user_instances)")
         self.core.way = way
@@ -226,6 +226,10 @@ cdef class Engine:
     @property
     def enter(self):
         return "openat2" if self.core.way == WAY_OPENAT2 else "setns"
+
+    @property
+    def queue(self):
+        return self.core.queue_length, self.core.queue_error
 
     def fileno(self):
         return self.core.told_fd

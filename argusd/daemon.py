@@ -12,7 +12,7 @@ from typing import Any, Final
 import grpc
 import uvloop
 
-from argusd import __version__, descriptors, logs, surroundings, tls
+from argusd import __version__, descriptors, event_queue, logs, surroundings, tls
 from argusd._fanotify import Guards
 from argusd._inotify import COUNTED, Engine
 from argusd._output import Output
@@ -151,9 +151,13 @@ class _Daemon:
 
     def _engine(self) -> Engine:
         try:
-            engine = Engine(self._output, self._settings.enter)
+            wanted = self._settings.max_queued_events
+            with event_queue.opened(wanted) as file:
+                engine = Engine(self._output, self._settings.enter, file.descriptor, wanted)
         except OSError as error:
             raise StartError(surroundings.engine_failure(error, self._settings.enter)) from error
+        length, code = engine.queue
+        event_queue.report(wanted, length, code or file.errno)
         engine.start()
         return engine
 

@@ -59,6 +59,7 @@ class Settings:
     enter: str = "auto"
     log: str = "auto"
     log_dir: str = "/tmp"  # noqa: S108  (the documented default; the file in it is opened without following links)
+    max_queued_events: int = 0
     v: int = 0
     reflection: bool = False
 
@@ -88,6 +89,16 @@ def _integer(text: str) -> int:
     if number not in _INT32:
         raise ValueError(text)
     return number
+
+
+def _within(numbers: range) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        number = _integer(text)
+        if number not in numbers:
+            raise ValueError(text)
+        return number
+
+    return parse
 
 
 def _services(text: str) -> tuple[str, ...]:
@@ -130,6 +141,10 @@ _FLAGS: Final = {
             "Log style: auto is text on a terminal, else JSON.", "auto, json or text",
         ),
         _Flag("log_dir", "string", str, 'Folder that also gets the log as text, in argusd.INFO; "" turns it off.'),
+        _Flag(
+            "max_queued_events", "int32", _within(range(_INT32.stop)),
+            "Events that the kernel's queue is to hold; 0 is fs.inotify.max_queued_events as it is.", "a number from 0",
+        ),
         _Flag("reflection", "bool", _boolean, "Serve gRPC server reflection."),
         _Flag(
             "services", "string", _services, "What to serve: argus (watches), janus (guards) or both, as argus,janus.",

@@ -86,8 +86,10 @@ class Pump:
                 owner, done = key, arming.kind.done
         match notice.kind:
             case "overflow":
-                limit = "fs.inotify.max_queued_events"
-                logger.warning("The kernel's event queue overflowed, events were lost (%s is %s)", limit, sysctl(limit))
+                logger.warning(
+                    "The kernel's event queue overflowed, events were lost (it holds %d; see -max_queued_events)",
+                    self._engine.queue[0],
+                )
             case "limit":
                 logger.warning("'%s' cannot be %s %s: %s", notice.path, done, owner, _limit(notice.errno))
             case "unguarded":

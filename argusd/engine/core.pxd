@@ -297,6 +297,8 @@ cdef enum:
 
 cdef struct Core:
     int inotify_fd
+    long queue_length           # events that the kernel keeps for the instance; 0: not known
+    int queue_error             # errno that kept the queue from being longer, negative: the sysctl was not put back
     int fence_fd                # a memfd of our own: what we do to it marks a place in the kernel's queue
     int fence_wd
     int pace                    # looks, listings or removals in a row whose events do not fill the queue
@@ -395,7 +397,7 @@ cdef void core_lock(Core *core) noexcept nogil
 cdef void core_unlock(Core *core) noexcept nogil
 cdef void core_lock_first(Core *core) noexcept nogil
 cdef void core_unlock_first(Core *core) noexcept nogil
-cdef int core_init(Core *core) noexcept nogil
+cdef int core_init(Core *core, int sysctl_fd, long queued_events) noexcept nogil
 cdef int64_t monotonic_ns() noexcept nogil
 cdef uint64_t fence_place(Core *core) noexcept nogil
 cdef uint64_t fence_if_needed(Core *core) noexcept nogil

@@ -8,42 +8,36 @@ system is asked, nor while Python runs.
 from libc.errno cimport ENOMEM, errno
 from libc.stdint cimport int32_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport atoi, calloc, free, realloc
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from argusd.engine.instance cimport instance_make
 from argusd.includes.linux cimport (
     EFD_CLOEXEC,
     EFD_NONBLOCK,
     FIONREAD,
     IN_ACCESS,
     IN_ATTRIB,
-    IN_CLOEXEC,
     IN_CLOSE_NOWRITE,
     IN_CREATE,
     IN_MODIFY,
     IN_MOVED_FROM,
     IN_MOVED_TO,
     IN_MOVE_SELF,
-    IN_NONBLOCK,
     IN_OPEN,
     MFD_CLOEXEC,
     M_MMAP_THRESHOLD,
-    O_CLOEXEC,
-    O_RDONLY,
     close,
     eventfd,
     fchmod,
     ftruncate,
     getrandom,
     inotify_add_watch,
-    inotify_init1,
     inotify_rm_watch,
     ioctl,
     mallopt,
     memfd_create,
-    open,
-    read,
 )
 from argusd.includes.pthread cimport (
     load_int,
@@ -89,33 +83,27 @@ cdef void core_unlock_first(Core *core) noexcept nogil:
     pthread_mutex_unlock(&core.data)
 
 
-cdef int queue_pace() noexcept nogil:
-    """A part of the length that the kernel gives the queue of a new instance."""
-    cdef char text[24]
-    cdef ssize_t size = 0
-    cdef int fd = open(b"/proc/sys/fs/inotify/max_queued_events", O_RDONLY | O_CLOEXEC)
-    if fd >= 0:
-        size = read(fd, text, sizeof(text) - 1)
-        close(fd)
-    if size <= 0:
-        return PACE_MAX
-    text[size] = 0
-    return max(1, min(PACE_MAX, atoi(text) // 16))
+cdef int queue_pace(long length) noexcept nogil:
+    """A part of the length of the instance's queue."""
+    return <int>max(<long>1, min(<long>PACE_MAX, length // 16)) if length > 0 else PACE_MAX
 
 
-cdef int core_init(Core *core) noexcept nogil:
-    """Returns 0 or an errno; EMFILE when the kernel gives this user no more inotify instances."""
+cdef int core_init(Core *core, int sysctl_fd, long queued_events) noexcept nogil:
+    """Returns 0 or an errno; EMFILE when the kernel gives this user no more inotify instances.
+
+    ``sysctl_fd`` is of fs.inotify.max_queued_events, or -1; the queue is to hold so many events if that is not 0.
+    """
     memset(core, 0, sizeof(Core))
     # Else the C library raises this size with each large block that is freed, and keeps outgrown tables for ever.
     mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
     core.fence_fd = -1
-    core.pace = queue_pace()
     core.told_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     if core.told_fd < 0:
         return errno
-    core.inotify_fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC)
+    core.inotify_fd = instance_make(sysctl_fd, queued_events, &core.queue_length, &core.queue_error)
     if core.inotify_fd < 0:
-        return errno
+        return -core.inotify_fd
+    core.pace = queue_pace(core.queue_length)
     if not fence_make(core):
         return errno
     core.node_capacity = 1024

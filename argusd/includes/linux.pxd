@@ -113,6 +113,7 @@ cdef extern from "<unistd.h>" nogil:
     int close(int fd)
     ssize_t read(int fd, void *buffer, size_t count)
     ssize_t pread(int fd, void *buffer, size_t count, long offset)
+    ssize_t pwrite(int fd, const void *buffer, size_t count, long offset)
     ssize_t write(int fd, const void *buffer, size_t count)
     ssize_t readlink(const char *path, char *buffer, size_t size)
     int fchdir(int fd)

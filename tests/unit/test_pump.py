@@ -30,6 +30,7 @@ class Told:
         self.of_guards: list[tuple[str, int]] = []
         self.active = True
         self.drained = 0
+        self.queue = (16384, 0)
 
     def fileno(self) -> int:
         return self._eventfd
@@ -93,7 +94,7 @@ def pump_of(told: Told) -> Pump:
         (
             Notice("overflow", 0, 0, 0, ""),
             logging.WARNING,
-            "queue overflowed, events were lost (fs.inotify.max_queued_",
+            "queue overflowed, events were lost (it holds 16384; see -max_",
         ),
         (Notice("limit", WATCH, errno.ENOSPC, 0, "/d"), logging.WARNING, "'/d' cannot be watched (p1:n): no inotify w"),
         (Notice("limit", GUARD, errno.EIO, 0, "/d"), logging.WARNING, "'/d' cannot be guarded (p2:n): Input/output"),
