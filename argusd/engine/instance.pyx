@@ -13,7 +13,17 @@ from libc.errno cimport errno
 from libc.stdio cimport snprintf
 from libc.stdlib cimport atol
 
-from argusd.includes.linux cimport IN_CLOEXEC, IN_NONBLOCK, O_CLOEXEC, O_RDONLY, close, inotify_init1, open, pread, pwrite
+from argusd.includes.linux cimport (
+    IN_CLOEXEC,
+    IN_NONBLOCK,
+    O_CLOEXEC,
+    O_RDONLY,
+    close,
+    inotify_init1,
+    open,
+    pread,
+    pwrite,
+)
 from argusd.includes.pthread cimport SIG_SETMASK, pthread_sigmask, sigfillset, sigset_t
 
 
