@@ -20,13 +20,17 @@ IMAGE_SOURCES := Dockerfile.scratch .dockerignore packaging/image.sh
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 17
 
+.PHONY: as-root
+as-root:
+	@test "$$(id -u)" = 0 || { echo "make $(MAKECMDGOALS): run it as root, which making and watching containers takes" >&2; exit 1; }
+
 .PHONY: demo
-demo: native ## watch a real container from end to end: needs root
+demo: as-root native ## watch a real container from end to end: needs root
 	@packaging/debian-packages.sh demo
 	@$(PY) demo/run.py
 
 .PHONY: demo-janus
-demo-janus: native ## guard files of a real container: one is refused to it, another allowed: needs root
+demo-janus: as-root native ## guard files of a real container: one is refused to it, another allowed: needs root
 	@packaging/debian-packages.sh demo
 	@$(PY) demo/run.py janus
 
@@ -34,6 +38,28 @@ demo-janus: native ## guard files of a real container: one is refused to it, ano
 test: native ## run all tests: real kernel, real gRPC, real container runtimes (root; without it those are skipped)
 	@packaging/debian-packages.sh test
 	@$(VENV)/bin/pytest tests
+
+# What fails is done first, and in seconds: unit tests and the stories on the real kernel.
+.PHONY: check
+check: lint types ## lint, types, unit tests and the stories on the real kernel: the inner loop
+	@$(VENV)/bin/pytest -q tests/unit tests/kernel/test_stories.py
+
+.PHONY: format
+format: $(STAMPS)/venv ## format the Python code, and mend what ruff can
+	@$(VENV)/bin/ruff check --fix-only --quiet .
+	@$(VENV)/bin/ruff format --quiet .
+
+# For example: make asan SANITIZED_TESTS=tests/kernel/test_stories.py SANITIZED_SOAK_S=60
+SANITIZED_TESTS ?= tests/unit tests/kernel tests/grpc
+SANITIZED_SOAK_S ?= 60
+
+.PHONY: asan tsan
+asan: $(STAMPS)/native ## tests and a soak with AddressSanitizer and UndefinedBehaviorSanitizer
+tsan: $(STAMPS)/native ## tests and a soak with ThreadSanitizer
+asan tsan:
+	@packaging/debian-packages.sh test sanitizers
+	@packaging/sanitize.sh $@ pytest --timeout 600 $(SANITIZED_TESTS)
+	@packaging/sanitize.sh $@ python -m tests.soak.soak --duration-s $(SANITIZED_SOAK_S)
 
 DURATION_S ?= 600
 

@@ -4,6 +4,7 @@
 #   demo    build, and runc with a static busybox: a real container without a registry
 #   test    demo and image, and the container runtimes that the end-to-end tests drive
 #   bench   build, and the program that argusd is compared with
+#   sanitizers  build, and the runtimes of AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 #   image   build, and buildah with debootstrap: the scratch image without a docker daemon
 # As root on Debian it installs, without starting any service; elsewhere it names what is missing and goes on:
 # the step that needs it will say so itself. A tool that came from another source counts as present.
@@ -29,6 +30,10 @@ packages() {
             packages build
             echo 'inotify-tools     command -v inotifywait'
             ;;
+        sanitizers)
+            packages build
+            echo 'libgcc-12-dev     test -e "$(gcc -print-file-name=libtsan.so)" && test -e "$(gcc -print-file-name=libasan.so)"'
+            ;;
         image)
             packages build
             echo 'buildah           command -v buildah'
@@ -48,7 +53,7 @@ packages() {
             echo 'procps            command -v pgrep'
             echo 'file              command -v file'
             ;;
-        *) echo "debian-packages.sh: no group $1 (build demo test bench image)" >&2; exit 2 ;;
+        *) echo "debian-packages.sh: no group $1 (build demo test bench image sanitizers)" >&2; exit 2 ;;
     esac
 }
 
