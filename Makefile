@@ -49,6 +49,14 @@ format: $(STAMPS)/venv ## format the Python code, and mend what ruff can
 	@$(VENV)/bin/ruff check --fix-only --quiet .
 	@$(VENV)/bin/ruff format --quiet .
 
+FUZZ_S = $(if $(filter command environment,$(firstword $(origin DURATION_S))),$(DURATION_S),60)
+
+.PHONY: fuzz
+fuzz: as-root $(STAMPS)/native ## fuzz the parsers of what containers write, then all rpcs: make fuzz DURATION_S=60
+	@$(VENV)/bin/cythonize --quiet --inplace -3 tests/fuzz/native.pyx
+	@$(PY) -m tests.fuzz.parsers --duration-s $(FUZZ_S)
+	@$(PY) -m tests.fuzz.rpcs --duration-s $(FUZZ_S)
+
 # For example: make asan SANITIZED_TESTS=tests/kernel/test_stories.py SANITIZED_SOAK_S=60
 SANITIZED_TESTS ?= tests/unit tests/kernel tests/grpc
 SANITIZED_SOAK_S ?= 60

@@ -2,8 +2,8 @@
 
     python -m tests.fuzz.parsers --duration-s 60 --seed 1
 
-The texts are what the kernel could write: a container chooses names, and the kernel escapes those in its own way. What the
-parsers find is compared with what was put in. Under AddressSanitizer (packaging/sanitize.sh) no read goes astray either.
+The texts are what the kernel could write: a container chooses names, and the kernel escapes those in its own way. What
+the parsers find is compared with what was put in. Under AddressSanitizer (packaging/sanitize.sh) a stray read ends it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,23 @@ from argusd import cgroups, pidfiles, processes
 from tests.fuzz import native
 
 HEX: Final = "0123456789abcdef"
-PIECES: Final = (b" ", b"\n", b"\t", b"\\", b"\\040", b"#", b")", b"(", b" - ", b"\0", b"\xff", b"/", b"..", b":", b"NSpid:")
+PIECES: Final = (
+    b" ",
+    b"\n",
+    b"\t",
+    b"\\",
+    b"\\040",
+    b"#",
+    b")",
+    b"(",
+    b" - ",
+    b"\0",
+    b"\xff",
+    b"/",
+    b"..",
+    b":",
+    b"NSpid:",
+)
 ESCAPED: Final = b" \t\n\\#"  # mangle() of the kernel, for fields of mountinfo
 NOTE: Final = "run/containerd/io.containerd.runtime.v2.task/k8s.io/{id}/init.pid"
 
@@ -52,7 +68,11 @@ def fuzz_mountinfo(chance: random.Random) -> None:
         options = chance.choice([b"", b",noexec", b",relatime,rodata"])
         optional = b" ".join(chance.choice([[], [b"shared:1"], [b"master:2", b"propagate_from:3"]]))
         layers = b"rw,lowerdir=" + escape(name(chance).replace(b",", b"")) + chance.choice([b"", b",upperdir=/x"])
-        fields = [b"%d %d %d:%d" % (number, chance.randrange(99), major, minor), escape(b"/" + name(chance)), escape(point)]
+        fields = [
+            b"%d %d %d:%d" % (number, chance.randrange(99), major, minor),
+            escape(b"/" + name(chance)),
+            escape(point),
+        ]
         fields += [(b"ro" if readonly else b"rw") + options, *([optional] if optional else []), b"-", kind]
         lines.append(b" ".join([*fields, escape(name(chance)) or b"none", layers]) + b"\n")
         expected.append((number, major << 32 | minor, point, kind, readonly))
@@ -86,7 +106,9 @@ def fuzz_stat(chance: random.Random) -> None:
 def fuzz_cgroup(chance: random.Random) -> None:
     """Ids are 64 digits that a runtime has put there; whatever else a path holds, nothing else is taken for one."""
     full = "".join(chance.choice(HEX) for _ in range(64)).encode()
-    form = chance.choice([b"/docker/%s", b"/kubepods.slice/cri-containerd-%s.scope", b"/kubepods/pod1/%s", b"/crio-%s.scope"])
+    form = chance.choice(
+        [b"/docker/%s", b"/kubepods.slice/cri-containerd-%s.scope", b"/kubepods/pod1/%s", b"/crio-%s.scope"]
+    )
     junk = [b"/" + name(chance).replace(b"/", b"").replace(b"\n", b"\\012") for _ in range(chance.choice([0, 1, 3]))]
     junk = [part[: chance.choice([4, 60])] for part in junk]  # shorter than an id
     text = b"0::" + form % full + b"".join(junk) + b"\n"

@@ -16,17 +16,35 @@ ABSENT_PID: Final = 2**31 - 1
 # Paths of a pod first, see tests/fuzz/rpcs.py; then what is missing, endless, too long, or looks like something else.
 PATHS: Final = (
     "/data", "/data/a", "/data/file", "/data/link", "/data/fifo", "/data/a/b/..", "/", "/data/loop/x", "//data///a/./",
-    "/missing/x", "data", "", "/x" * 1000, "/" + "y" * 255, "/" + "y" * 256, "/a\0b", "/\u2028\u202e", "/\x1b[31m/d", "/data/%s{}",
+    "/missing/x", "data", "", "/x" * 1000,
+    "/" + "y" * 255, "/" + "y" * 256, "/a\0b", "/\u2028\u202e", "/\x1b[31m/d", "/data/%s{}",
 )  # fmt: skip
 EVENTS: Final = ("create", "modify", "all", "open", "access", "close", "MODIFY", "move", "deleteself", "", "x", "\n")
 FORMATS: Final = (
     "", "{event}", "{", "}", "{{}}", "{0}{1}", "{event:>1024}", "{event:>1025}", "{path!r}", "{tags:é^9.3s}", "{}" * 64,
-    "{}" * 65, "{event.__class__}", "{pod:{node}}", "a\n{file}\x1b]0;x\x07", "{response} {path}", "{99}", "{-1}", "{event:.0}",
+    "{}" * 65, "{event.__class__}", "{pod:{node}}",
+    "a\n{file}\x1b]0;x\x07", "{response} {path}", "{99}", "{-1}", "{event:.0}",
 )  # fmt: skip
 NAMES: Final = ("n1", "n1", "n2", "n3", "", "pod\nx", "\x1b[2J", "é", "\u2028", "x" * 1024, "x" * 1025, 'a"b\\c')
-IDS: Final = ("", "x", "docker://", "docker://" + "g" * 64, "../../etc", "0" * 64, "containerd://" + "a" * 64, "\n", "ab" * 6)
+IDS: Final = (
+    "",
+    "x",
+    "docker://",
+    "docker://" + "g" * 64,
+    "../../etc",
+    "0" * 64,
+    "containerd://" + "a" * 64,
+    "\n",
+    "ab" * 6,
+)
 DEPTHS: Final = (0, 0, 1, 2, 3, -1, 2**31 - 1, -(2**31))
-INSERTED: Final = (b"\xff" * 10, b"\x0a\xff\xff\xff\xff\x0f", b"\x80" * 11 + b"\x01", b"\x0b" * 200, b"\xf8\xff\xff\xff\x0f")
+INSERTED: Final = (
+    b"\xff" * 10,
+    b"\x0a\xff\xff\xff\xff\x0f",
+    b"\x80" * 11 + b"\x01",
+    b"\x0b" * 200,
+    b"\xf8\xff\xff\xff\x0f",
+)
 
 TYPES: Final[dict[str, Any]] = {
     "/argus.Argusd/CreateWatch": argus_pb2.ArgusdConfig,
@@ -113,10 +131,10 @@ class Requests:
         return message
 
     def _address(self, message: Any) -> None:
-        if self.chance.random() < 0.2:
+        if self.chance.random() < 0.02:
             message.cid.extend(self._some(IDS, 1, 1, 2))
         if self.chance.random() < 0.9:
-            message.pid.extend(self._some([*self.pods, *self.pods, *self.pods, 0, -1, ABSENT_PID], 1, 1, 2))
+            message.pid.extend(self._some([*(*self.pods,) * 20, 0, -1, ABSENT_PID], 1, 1, 2))
 
     def _watch(self, subject: Any) -> None:
         subject.path.extend(self._some(PATHS, 0, 1, 1, 2, 6))
