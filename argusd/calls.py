@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from argusd.containers import AmbiguousId
-from argusd.finding import containers_of
+from argusd.finding import Finder
 from argusd.kinds import PodKey
 from argusd.proto import argus_pb2, janus_pb2
 from argusd.refusals import (
@@ -82,13 +82,14 @@ class PodCalls(Generic[SubjectT, _ConfigT]):
         self._config = config
         self._parse = parse
         self._encoded = encoded
+        self._finder = Finder()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def create(self, message: bytes, context: Context) -> bytes:
         """Find the containers, then watch or guard them."""
         answer_by = _answer_by(context)
         request = self._parse(self._decoded(message))
-        containers = await containers_of(request, answer_by)
+        containers = await self._finder.containers_of(request, answer_by)
         for warning in request.warnings:
             logger.warning("%s", warning, extra={"pod": request.pod_name, "node": request.node_name})
         handle = await self._whole(self._registry.create(request, containers, answer_by))

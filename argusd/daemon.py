@@ -105,7 +105,7 @@ class _Served:
             raise StartError(f"No guards: {reason(error)}") from error
         arming = Arming(engine, GuardKind(engine, self.guards))
         registry = Registry(arming)
-        self.guarded = lambda: [f"({handle.pod}:{handle.node})" for handle in registry.state()]
+        self.guarded = registry.armed
         self.marker = Marker(log_dir, self.guarded)
         self.armings.append(arming)
         self.services.append(GuardService(registry, self.marker).service())

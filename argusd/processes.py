@@ -22,6 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from argusd._roots import identity
+
 __all__ = ["Stat", "has_ended", "hold", "listed", "namespace_pids", "pidfds_work", "read", "root_identity", "stat"]
 
 # Far above what the kernel writes, so that only a bug of ours could make us read on.
@@ -103,16 +105,18 @@ def namespace_pids(pid: int) -> list[bytes]:
 
 
 def root_identity(pid: int) -> tuple[int, int] | None:
-    """Device and inode of the root of a process; None when it has gone. Raises PermissionError."""
+    """Device and inode of the root of a process; None when it has gone. Raises PermissionError.
+
+    Asks no file system: the root may be on one that does not answer.
+    """
     for folder in _thread_folders(pid):
         path = folder / "root"
         try:
-            found = path.stat()
+            return identity(str(path))
         except (FileNotFoundError, ProcessLookupError):
             continue
         except PermissionError as error:
             raise PermissionError(error.errno, f"no access to {path}: the daemon needs CAP_SYS_PTRACE") from None
-        return found.st_dev, found.st_ino
     return None
 
 

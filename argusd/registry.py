@@ -65,6 +65,8 @@ class Entry(Generic[SubjectT]):
     key: PodKey
     counter: int
     members: dict[Identity, Member[SubjectT]] = field(default_factory=dict)
+    complete: bool = True
+    """Every container of the request runs; else nobody knows what has taken the place of the missing one."""
 
     @property
     def pids(self) -> list[int]:
@@ -206,7 +208,10 @@ class Registry(Generic[SubjectT]):
                 await self._retire(here, on=[], kept=set())
 
     def state(self) -> list[Handle]:
-        """Return one handle per pod, with the containers that still run."""
+        """Return one handle per pod of which every container of the last request still runs.
+
+        The others are left out, so that a controller asks for them again.
+        """
         pods: dict[tuple[str, str], list[Entry[SubjectT]]] = {}
         for entry in self._entries:
             pods.setdefault((entry.key.node, entry.key.pod), []).append(entry)
@@ -214,10 +219,14 @@ class Registry(Generic[SubjectT]):
         for (node, pod), entries in pods.items():
             for group in container_sets(entries):
                 members = {who: member for entry in group for who, member in entry.members.items()}
-                pids = tuple(pid for (pid, _), member in members.items() if member.container.alive())
-                if pids:
-                    handles.append(Handle(node, pod, pids))
+                running = all(member.container.alive() for member in members.values())
+                if running and all(entry.complete for entry in group):
+                    handles.append(Handle(node, pod, tuple(pid for pid, _ in members)))
         return handles
+
+    def armed(self) -> list[str]:
+        """Return every pod that has an entry, as the log names it, also one of which a container has ended."""
+        return list(dict.fromkeys(str(entry.key) for entry in self._entries))
 
     def _named(self, key: PodKey) -> dict[str, str]:
         """The name of an entry, for the JSON form of a line."""
@@ -230,6 +239,7 @@ class Registry(Generic[SubjectT]):
         self, key: PodKey, request: Request[SubjectT], containers: Sequence[Container], answer_by: float
     ) -> Handle:
         """Arm what is new, then put a new entry in the place of those that it continues."""
+        found = len(containers)
         containers = list({identity(container): container for container in containers}.values())
         olds = matching(self._entries, key, map(identity, containers))
         drafts = draft(olds, request, containers)
@@ -253,6 +263,8 @@ class Registry(Generic[SubjectT]):
             self._arming.release(entry.counter)
             raise
         handle = Handle(key.node, key.pod, tuple(entry.pids))
+        all_found = found >= len(request.cids or request.pids)
+        entry.complete = all_found and len(entry.members) == len(containers)
         same = bool(olds) and not numbers and {n for old in olds for n in old.numbers} == set(entry.numbers)
         verb = "Updating" if olds else "Starting"
         level = logging.DEBUG if same else logging.INFO
@@ -287,6 +299,7 @@ class Registry(Generic[SubjectT]):
         member = entry.members.pop(who)
         self._release(member.container)
         logger.info("%s has ended %s", container_label(member.container).capitalize(), entry.key)
+        entry.complete = False
         last = not entry.members
         if last:
             self._entries.remove(entry)

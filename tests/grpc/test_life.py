@@ -153,7 +153,7 @@ def test_the_state_never_names_the_dead(daemon: Daemon, start: Start) -> None:
     box, other = start(), start()
     assert create(daemon, box, other) == [box.pid, other.pid]
     box.kill()
-    assert pids(daemon) == [[other.pid]]
+    assert pids(daemon) == []
     other.kill()
     assert pids(daemon) == []
 
@@ -163,7 +163,8 @@ def test_one_container_of_a_pod_is_restarted(daemon: Daemon, start: Start) -> No
     create(daemon, web, sidecar)
     assert_reported(daemon, web, "w1")
     web.kill()
-    assert pids(daemon) == [[sidecar.pid]]
+    assert pids(daemon) == []  # or a controller would not ask for the pod again
+    assert_reported(daemon, sidecar, "w1")
     web = start()
     seen = len(daemon.lines)
     assert create(daemon, web, sidecar) == [web.pid, sidecar.pid]
@@ -171,6 +172,16 @@ def test_one_container_of_a_pod_is_restarted(daemon: Daemon, start: Start) -> No
     assert pids(daemon) == [[web.pid, sidecar.pid]]
     assert_reported(daemon, web, "w1")
     assert_reported(daemon, sidecar, "w1")
+
+
+def test_a_pod_of_which_a_container_was_not_found_is_left_out_of_the_state(daemon: Daemon, start: Start) -> None:
+    box = start()
+    unknown = f"containerd://{'a' * 64}"
+    assert list(daemon.stub.CreateWatch(config(box.uri, unknown), timeout=WAIT_S).pid) == [box.pid]
+    assert pids(daemon) == []
+    assert_reported(daemon, box, "w1")
+    assert create(daemon, box) == [box.pid]
+    assert pids(daemon) == [[box.pid]]
 
 
 def test_a_restart_beside_a_container_loses_none_of_its_events(daemon: Daemon, start: Start) -> None:
@@ -249,7 +260,7 @@ def test_two_watchers_on_one_pod(daemon: Daemon, start: Start) -> None:
     assert pids(daemon) == [[box.pid, sidecar.pid]]
     create(daemon, box, sidecar)
     box.kill()
-    assert pids(daemon) == [[sidecar.pid]]
+    assert pids(daemon) == []
     assert_reported(daemon, sidecar, "w1", "w2")
     sidecar.kill()
     assert pids(daemon) == []

@@ -97,10 +97,11 @@ def test_a_malformed_health_request_is_the_clients_mistake_and_no_traceback(argu
 
 def test_start_errors_have_the_style_of_the_log() -> None:
     result = run_to_end("-log=json", "-log_dir=", "-address=192.0.2.1:50051")
-    record = json.loads(result.stderr)
+    record = json.loads(result.stderr.splitlines()[-1])
     assert (record["level"], record["logger"]) == ("ERROR", "argusd.daemon")
     assert "192.0.2.1:50051" in record["message"]
-    assert run_to_end("-log=text", "-log_dir=", "-address=192.0.2.1:50051").stderr.startswith("ERROR: Cannot listen on")
+    text = run_to_end("-log=text", "-log_dir=", "-address=192.0.2.1:50051").stderr
+    assert text.splitlines()[-1].startswith("ERROR: Cannot listen on 192.0.2.1:50051")
 
 
 def test_plaintext_on_all_interfaces_is_one_warning() -> None:

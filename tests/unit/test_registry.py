@@ -254,8 +254,10 @@ async def test_container_end_drops_its_part_and_then_the_watch(pods: Pods) -> No
     before = open_descriptors()
     await setup.create(request(), first, second)
     pods.end(first)
-    assert setup.registry.state() == [Handle("n", "p", (second,))]  # also before the loop has turned
+    assert setup.registry.state() == []  # also before the loop has turned
     await until_in_loop(lambda: setup.engine.watched() == {(second, (b"/d",))})
+    assert setup.registry.state() == []
+    assert setup.registry.armed() == ["(p:n)"]
     pods.end(second)
     await until_in_loop(lambda: not setup.engine.on)
     assert setup.registry.state() == []
@@ -293,9 +295,12 @@ async def test_old_watch_that_ends_during_its_update_leaves_nothing(pods: Pods) 
     update = asyncio.ensure_future(setup.create(request(subject("/a"), subject("/b")), first, second))
     await until_in_loop(arming.is_set)
     pods.end(first)
-    await until_in_loop(lambda: setup.registry.state() == [Handle("n", "p", (second,))])
+    await until_in_loop(lambda: setup.registry.state() == [])
     go_on.set()
     await update
+    assert setup.registry.state() == []
+    assert (await setup.create(request(subject("/a"), subject("/b")), second)).pids == (second,)
+    assert setup.registry.state() == [Handle("n", "p", (second,))]
     await until_in_loop(lambda: setup.engine.watched() == {(second, (b"/a",)), (second, (b"/b",))})
     await setup.destroy("n", "p", "")
     assert setup.engine.on == set()
