@@ -46,6 +46,7 @@ from argusd.includes.twin cimport (
     ARGUSD_TWINS,
     CLONE_VM,
     MAP_STACK,
+    P_PID,
     PROT_NONE,
     PR_SET_NAME,
     PR_SET_PDEATHSIG,
@@ -55,7 +56,10 @@ from argusd.includes.twin cimport (
     SYS_close_range,
     SYS_exit_group,
     SYS_wait4,
+    SYS_waitid,
+    WEXITED,
     WIFSIGNALED,
+    WNOWAIT,
     WTERMSIG,
     __WALL,
     clone,
@@ -163,11 +167,17 @@ cdef void serve(Twin *twin) noexcept nogil:
             return
 
 
-cdef void wait_for(int pid) noexcept nogil:
-    """Wait for the end of a twin. One that crashed may have left anything behind in the memory that it shared."""
+cdef void wait_for(int pid, int slot) noexcept nogil:
+    """Wait for the end of a twin. One that crashed may have left anything behind in the memory that it shared.
+
+    It leaves the table before it is reaped: from then on another process may have its number.
+    """
     cdef char words[80]
     cdef int status = 0
     cdef long ended = -1
+    while syscall(SYS_waitid, P_PID, pid, NULL, WEXITED | WNOWAIT | __WALL, NULL) != 0 and errno == EINTR:
+        pass
+    store_int(&twins[slot], -1)
     while ended != pid:
         ended = syscall(SYS_wait4, pid, &status, __WALL, NULL)
         if ended < 0 and errno != EINTR:
@@ -200,7 +210,7 @@ cdef int run_apart(Twin *twin) noexcept nogil:
     close(twin.twin_end)
     if not error:
         serve(twin)
-        wait_for(pid)
+        wait_for(pid, twin.slot)
     close(twin.home_end)
     munmap(stack, STACK)
     return error

@@ -59,9 +59,8 @@ cdef void have_mounts(Walk *walk, Guarded *guarded, int pid) noexcept nogil:
 
 cdef const char *below_place(const Root *root, const char *point, size_t *size) noexcept nogil:
     """A mount point as the container's root sees it."""
-    cdef const char *place = root.guarded.vetting.place
-    cdef size_t begin = strlen(place)
-    if memcmp(point, place, min(begin, size[0])) != 0 or size[0] <= begin:
+    cdef size_t begin = strlen(root.guarded.vetting.place)
+    if memcmp(point, root.guarded.vetting.place, min(begin, size[0])) != 0 or size[0] <= begin:
         begin = size[0]
     size[0] -= begin
     return point + begin

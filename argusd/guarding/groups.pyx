@@ -9,11 +9,12 @@ from libc.stdlib cimport calloc, free
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport getpid
 
+from argusd.guarding.marker cimport marker_begin
 from argusd.guarding.marks cimport marks_free
 from argusd.guarding.parents cimport parents_forget
 from argusd.guarding.reporter cimport GROUPS, reporter_main
 from argusd.guarding.responder cimport respond, responder_size
-from argusd.guarding.table cimport LINKS, RING
+from argusd.guarding.table cimport RING
 from argusd.includes.fanotify cimport (
     FAN_CLASS_CONTENT,
     FAN_CLOEXEC,
@@ -26,30 +27,26 @@ from argusd.includes.fanotify cimport (
 from argusd.includes.linux cimport (
     EFD_CLOEXEC,
     EFD_NONBLOCK,
-    F_DUPFD_CLOEXEC,
     MAP_ANONYMOUS,
     MAP_FAILED,
     MAP_NORESERVE,
     MAP_PRIVATE,
     O_CLOEXEC,
-    O_DIRECTORY,
     O_LARGEFILE,
     O_NOATIME,
     O_NONBLOCK,
-    O_PATH,
     O_RDONLY,
     PROT_READ,
     PROT_WRITE,
     close,
     eventfd,
-    fcntl,
     mmap,
     munmap,
-    open,
     write,
 )
 from argusd.includes.pthread cimport (
     load_int,
+    pthread_join,
     pthread_mutex_destroy,
     pthread_mutex_init,
     pthread_mutex_lock,
@@ -58,49 +55,36 @@ from argusd.includes.pthread cimport (
     store_int,
     store_pointer,
 )
+from argusd.includes.twin cimport (
+    AF_UNIX,
+    SHUT_RDWR,
+    SOCK_CLOEXEC,
+    SOCK_SEQPACKET,
+    pass_byte,
+    shutdown,
+    socketpair,
+    take_byte,
+)
 from argusd.threads cimport thread_begin
 
 
-cdef enum:
-    GROUP_FD = 512                  # descriptors of groups come behind all others, see group_fd_last
-
-
 cdef void group_free(Group *group) noexcept nogil:
-    cdef int i
-    if group.fd >= 0 and not load_int(&group.broken):
-        close(group.fd)
+    """Free a group whose responder has ended, or has not begun to answer."""
+    if group.order_fd >= 0:
+        shutdown(group.order_fd, SHUT_RDWR)     # ends the marker
+    if group.serving:
+        pthread_join(group.thread, NULL)
+    if group.marking:
+        pthread_join(group.marker, NULL)
+    if group.order_fd >= 0:
+        close(group.order_fd)
     if group.wake_fd >= 0:
         close(group.wake_fd)
-    if group.links_fd >= 0:
-        close(group.links_fd)
-    if group.proc_fd >= 0:
-        close(group.proc_fd)
-    for i in range(LINKS):
-        if group.links[i]:
-            close(group.links[i] - 1)
-    parents_forget(group)
     if group.ring != NULL:
         munmap(group.ring, RING)
     free(group.responder)
     pthread_mutex_destroy(&group.lock)
     free(group)
-
-
-cdef int group_fd_last(int fd) noexcept nogil:
-    """Give a group a number behind all others; -1 when there is none.
-
-    When a process dies, its descriptors are released beginning with the last. While a process waits for an answer of
-    the group, the end of an inotify instance that watches the file waits for it, too, when what is marked is only the
-    directory; of several such instances that of the one that the kernel would tell first. So the group has to end
-    first: killed with processes waiting, a daemon that had the instance behind the group did not end the first time,
-    and never failed to in 200 deaths with the group behind the instance.
-    """
-    cdef int last = -1, least = GROUP_FD
-    while last < 0 and least > 0:
-        last = fcntl(fd, F_DUPFD_CLOEXEC, least)
-        least //= 2                 # there may be no such high numbers
-    close(fd)
-    return last
 
 
 cdef int group_open(Group *group) noexcept nogil:
@@ -115,14 +99,40 @@ cdef int group_open(Group *group) noexcept nogil:
     if group.fd < 0 and (errno == EPERM or errno == EINVAL):
         group.no_audit = errno      # no CAP_AUDIT_WRITE, or a kernel without audit
         group.fd = fanotify_init(flags, <unsigned int>event_flags)
-    if group.fd >= 0:
-        group.fd = group_fd_last(group.fd)
-    if group.fd < 0:
-        return errno
-    group.links_fd = open(b"/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC)
-    group.proc_fd = open(b"/proc", O_PATH | O_DIRECTORY | O_CLOEXEC)
+    return errno if group.fd < 0 else 0
+
+
+cdef void *serve(void *argument) noexcept nogil:
+    """The body of a responder thread: have a table of descriptors, a group in it, and answer until the end has come.
+
+    What is in the table is closed when this thread and its marker have ended, the group before that.
+    """
+    cdef Group *group = <Group *>argument
+    group.begun = marker_begin(group)
+    if not group.begun:
+        group.begun = group_open(group)
+    if pass_byte(group.marker_fd, -1) == 0 and not group.begun:
+        respond(group)
+    if group.fd >= 0 and not load_int(&group.broken):
+        close(group.fd)                     # lets all go that wait
+    parents_forget(group)
+    return NULL
+
+
+cdef int serve_begin(Group *group) noexcept nogil:
+    """Start the responder, and wait until it has its group; 0 or an errno."""
+    cdef int ends[2]
+    cdef int error, none
     group.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-    return errno if group.links_fd < 0 or group.proc_fd < 0 or group.wake_fd < 0 else 0
+    if group.wake_fd < 0 or socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0:
+        return errno
+    group.order_fd, group.marker_fd = ends[0], ends[1]
+    error = thread_begin(&group.thread, serve, group, b"responder")
+    group.serving = error == 0
+    if not error and take_byte(group.order_fd, &none) <= 0:
+        error = EIO
+    close(ends[1])                          # the responder has it
+    return error or group.begun
 
 
 cdef int group_make(Gate *gate, int number) noexcept nogil:
@@ -132,7 +142,7 @@ cdef int group_make(Gate *gate, int number) noexcept nogil:
     if group == NULL:
         return ENOMEM
     pthread_mutex_init(&group.lock, NULL)
-    group.fd = group.links_fd = group.proc_fd = group.wake_fd = -1
+    group.fd = group.links_fd = group.proc_fd = group.wake_fd = group.order_fd = group.marker_fd = -1
     group.remote = number == REMOTE
     group.self = getpid()
     group.reporter_waits, group.reporter_fd = &gate.reporter.waits, gate.reporter.fd
@@ -140,11 +150,7 @@ cdef int group_make(Gate *gate, int number) noexcept nogil:
     group.ring = <char *>mmap(NULL, RING, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if <void *>group.ring == MAP_FAILED:
         group.ring = NULL
-    error = group_open(group)
-    if not error and (group.responder == NULL or group.ring == NULL):
-        error = ENOMEM
-    if not error:
-        error = thread_begin(&group.thread, respond, group, b"responder")
+    error = ENOMEM if group.responder == NULL or group.ring == NULL else serve_begin(group)
     if error:
         group_free(group)
         return error
@@ -204,10 +210,12 @@ cdef void gate_close(Gate *gate, int timeout_ms) noexcept nogil:
             continue
         store_int(&group.stopping, 1)
         write(group.wake_fd, &one, sizeof(one))
-        ended = pthread_timedjoin_np(group.thread, NULL, &until) == 0 and ended
-        if not load_int(&group.broken):
-            close(group.fd)
-        group.fd = -1
+        if group.serving and pthread_timedjoin_np(group.thread, NULL, &until) == 0:
+            group.serving = False
+        shutdown(group.order_fd, SHUT_RDWR)
+        if group.marking and pthread_timedjoin_np(group.marker, NULL, &until) == 0:
+            group.marking = False
+        ended = ended and not group.serving and not group.marking
     store_int(&gate.reporter.stopping, 1)
     write(gate.reporter.fd, &one, sizeof(one))
     ended = pthread_timedjoin_np(gate.reporter_thread, NULL, &until) == 0 and ended

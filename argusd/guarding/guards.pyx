@@ -49,7 +49,7 @@ from argusd.includes.linux cimport (
     STATX_TYPE,
     S_ISDIR,
     S_ISREG,
-    readlinkat,
+    readlink,
     statx,
     statx_t,
 )
@@ -132,13 +132,13 @@ cdef int guard_end(Guard *guard) noexcept nogil:
 # ---- paths
 
 
-cdef bint place_of(Group *group, int fd, Entry *entry) noexcept nogil:
+cdef bint place_of(int fd, Entry *entry) noexcept nogil:
     """Where it is, in the words in which the kernel will tell of what is opened there."""
-    cdef char link[16]
+    cdef char link[48]
     cdef char text[4096]
     cdef ssize_t size
-    snprintf(link, sizeof(link), b"%d", fd)
-    size = readlinkat(group.links_fd, link, text, sizeof(text))
+    snprintf(link, sizeof(link), b"/proc/thread-self/fd/%d", fd)
+    size = readlink(link, text, sizeof(text))
     if size <= 0 or size >= <ssize_t>sizeof(text):
         size = 0
     entry.place = <char *>malloc(<size_t>size + 1)
@@ -165,7 +165,7 @@ cdef char *joined(const char *path, const char *child) noexcept nogil:
     return text
 
 
-cdef bint entry_fill(Entry *entry, Group *group, int fd) noexcept nogil:
+cdef bint entry_fill(Entry *entry, int fd) noexcept nogil:
     """Which file it is, and where."""
     cdef statx_t status
     if statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO | STATX_BTIME | STATX_MNT_ID, &status) != 0:
@@ -174,7 +174,7 @@ cdef bint entry_fill(Entry *entry, Group *group, int fd) noexcept nogil:
     entry.inode = status.stx_ino
     entry.mount = mount_of(&status) if status.stx_mask & STATX_MNT_ID else 0
     entry.born = 0 if entry.layered else birth(&status)     # a file is born again when overlayfs copies it up
-    return place_of(group, fd, entry)
+    return place_of(fd, entry)
 
 
 cdef bint is_file(const Entry *entry, int fd) noexcept nogil:
@@ -279,7 +279,7 @@ cdef int guarded_add(Guarded *guarded, int kind, int fd, const char *path, const
         return error
     guard.step = STEP_MARK
     group = <Group *>load_pointer(&guard.gate.reporter.groups[entry.group])
-    if not entry_fill(entry, group, fd):
+    if not entry_fill(entry, fd):
         entry_free(entry)
         return ENOMEM
     known = take_known(guarded, entry)

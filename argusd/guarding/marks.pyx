@@ -10,7 +10,7 @@ Facts about marks that shape this file:
   directory is marked, too (fsnotify_prepare_user_wait() fails on a dead mark). In C, with a directory's mark that
   stands and a file's that comes and goes, about half of all opens passed. The other way round none did.
 * So the mark of a guard that ends is not taken away. It becomes a stray: what comes of it is allowed, and tells where
-  it is. The reporter then takes it away, unless the directory above is marked, whose events it adds nothing to. When
+  it is. The reporter then has it removed, unless the directory above is marked, whose events it adds nothing to. When
   nothing is guarded any more, all marks are flushed. To reach the file of a stray by its path would not do anyway: it
   may have been moved, its container may have ended.
 * A directory's mark covers what is opened in it by FAN_EVENT_ON_CHILD, and directories by FAN_ONDIR. What is mounted
@@ -24,6 +24,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 
 from argusd.guarding.asking cimport PARENT_KNOWN, ask_parent
+from argusd.guarding.marker cimport order
 from argusd.guarding.table cimport BUCKETS, ITSELF, STRAYS, Entry, Stray, inode_bucket
 from argusd.includes.fanotify cimport (
     FAN_ACCESS_PERM,
@@ -74,6 +75,23 @@ cdef inline uint64_t mask_of(int need) noexcept nogil:
     return FAN_OPEN_PERM if need == OPENS else FAN_ACCESS_PERM if need == ACCESSES else FAN_EVENT_ON_CHILD
 
 
+cdef int mark_change(Group *group, unsigned int how, int fd, uint64_t mask) noexcept nogil:
+    """fanotify_mark(2), by the marker, which has the group's descriptor; 0 or an errno."""
+    cdef char link[16]
+    snprintf(link, sizeof(link), b"%d", max(fd, 0))     # to flush the marks any will do
+    return 0 if fanotify_mark(group.fd, how, mask, group.links_fd, link) == 0 else errno
+
+
+cdef void change_now(Group *group) noexcept nogil:
+    group.order_error = mark_change(group, group.order_how, group.order_file, group.order_mask)
+
+
+cdef int order_mark(Group *group, unsigned int how, int fd, uint64_t mask) noexcept nogil:
+    """Have the marker change a mark; 0 or an errno. With the lock held."""
+    group.order_how, group.order_mask, group.order_error = how, mask, 0
+    return order(group, change_now, fd) or group.order_error
+
+
 cdef Mark **mark_link(Group *group, uint64_t device, uint64_t inode) noexcept nogil:
     cdef Mark **link = <Mark **>&group.marks[inode_bucket(device, inode)]
     while link[0] != NULL and (link[0].inode != inode or link[0].device != device):
@@ -81,16 +99,18 @@ cdef Mark **mark_link(Group *group, uint64_t device, uint64_t inode) noexcept no
     return link
 
 
-cdef int change(Group *group, unsigned int how, int fd, uint64_t mask) noexcept nogil:
-    """fanotify_mark(2); 0 or an errno."""
-    cdef char link[16]
-    snprintf(link, sizeof(link), b"%d", fd)
-    return 0 if fanotify_mark(group.fd, how, mask, group.links_fd, link) == 0 else errno
-
-
 cdef int mark_again(Group *group, int fd, uint32_t bits, bint children) noexcept nogil:
     """Set the mark of what is marked already: it may have been unmounted meanwhile. 0 or an errno."""
-    return change(group, FAN_MARK_ADD, fd, bits | FAN_ONDIR | (mask_of(CHILDREN) if children else 0))
+    cdef int error
+    pthread_mutex_lock(&group.lock)
+    error = add(group, fd, bits, children)
+    pthread_mutex_unlock(&group.lock)
+    return error
+
+
+cdef int add(Group *group, int fd, uint32_t bits, bint children) noexcept nogil:
+    """With the lock held."""
+    return order_mark(group, FAN_MARK_ADD, fd, bits | FAN_ONDIR | (mask_of(CHILDREN) if children else 0))
 
 
 cdef int mark_set(Group *group, int fd, uint64_t device, uint64_t inode, uint32_t bits, bint children) noexcept nogil:
@@ -104,7 +124,7 @@ cdef int mark_set(Group *group, int fd, uint64_t device, uint64_t inode, uint32_
     if mark == NULL:
         error = ENOMEM
     else:
-        error = mark_again(group, fd, bits, children)
+        error = add(group, fd, bits, children)
         if link[0] == NULL and error:
             free(mark)
         elif not error:
@@ -149,9 +169,9 @@ cdef void mark_drop(Group *group, int fd, uint64_t device, uint64_t inode, uint3
             count_stray(group, device, inode, 1)
             store_int(&group.tries, TRIES)
         elif mask and fd >= 0:
-            change(group, FAN_MARK_REMOVE, fd, mask)
+            order_mark(group, FAN_MARK_REMOVE, fd, mask)
     if group.mark_count == 0 and load_int(&group.strays):
-        change(group, FAN_MARK_FLUSH, group.links_fd, 0)
+        order_mark(group, FAN_MARK_FLUSH, -1, 0)
         store_int(&group.strays, 0)
         for i in range(BUCKETS):
             store_int(&group.strays_at[i], 0)
@@ -231,23 +251,29 @@ cdef bint which(int fd, const char *path, uint64_t *device, uint64_t *inode) noe
 
 
 cdef void take_away(Group *group, int fd, uint64_t parent_device, uint64_t parent_inode) noexcept nogil:
-    """Take the mark of a stray away, unless it is used again or covered by the directory above."""
+    """Take the mark of a stray away, unless it is used again or covered by the directory above. With the lock held."""
     cdef uint64_t mask = FAN_OPEN_PERM | FAN_ACCESS_PERM | FAN_ONDIR | FAN_EVENT_ON_CHILD, device, inode
     cdef const Mark *above
     if not which(fd, b"", &device, &inode):
         return
     if parent_inode == 0 and not which(fd, b"..", &parent_device, &parent_inode):
         return
-    pthread_mutex_lock(&group.lock)
     above = mark_link(group, parent_device, parent_inode)[0]
     if mark_link(group, device, inode)[0] == NULL and (above == NULL or above.users[CHILDREN] == 0):
-        if change(group, FAN_MARK_REMOVE, fd, mask) == 0:
+        if mark_change(group, FAN_MARK_REMOVE, fd, mask) == 0:
             count_stray(group, device, inode, -1)
-    pthread_mutex_unlock(&group.lock)
 
 
 cdef void strays_clear(Group *group) noexcept nogil:
-    """Take away the marks that were found to be of no use. Called by the reporter, which may wait."""
+    """Have the marks taken away that were found to be of no use. Called by the reporter, which may wait."""
+    if strays_wait(group):
+        pthread_mutex_lock(&group.lock)
+        order(group, strays_take, -1)
+        pthread_mutex_unlock(&group.lock)
+
+
+cdef void strays_take(Group *group) noexcept nogil:
+    """Take them away: called by the marker, which has the descriptors, while the reporter holds the lock."""
     cdef Stray *stray
     cdef int i, fd
     for i in range(STRAYS):

@@ -8,7 +8,8 @@ Facts about permission events that shape this file:
 * To give us a descriptor the kernel opens the file once more, in this thread. On a file system whose server does not
   answer that hangs; so files on file systems with a server have a group and a thread of their own. O_NONBLOCK keeps a
   file under lease from blocking it.
-* Our own process is asked for, too. What it opens is allowed without a look, or it would wait for itself.
+* Our own process is asked for, too, and so are its twins (twins.pyx). What they open is allowed without a look, or they
+  would wait for themselves. A twin is in the list until its number may be given to another process.
 * An event that cannot be given to us, for the lack of a descriptor, is denied by the kernel. The read fails, or brings
   the events before it; then nobody tells that there was another one.
 * Only files and directories make permission events, pipes and devices do not; nor do reads through a descriptor that
@@ -72,6 +73,7 @@ from argusd.includes.linux cimport (
     write,
 )
 from argusd.includes.pthread cimport add_u64, load_int, load_u64, store_int, store_u64, swap_int
+from argusd.twins cimport is_twin
 
 
 cdef enum:
@@ -124,6 +126,7 @@ cdef void take_event(Responder *responder, const fanotify_event_metadata *event)
     """Answer one event."""
     cdef Group *group = responder.group
     cdef Asked *asked = &responder.asked[responder.count]
+    cdef bint ours
     if event.fd < 0:
         add_u64(&group.failed, 1)                   # the kernel has denied it
         return
@@ -133,16 +136,17 @@ cdef void take_event(Responder *responder, const fanotify_event_metadata *event)
     asked.denied = asked.audit = asked.mounted = False
     asked.parent_pid, asked.parent, asked.parent_fd, asked.stale_fd = -1, PARENT_UNASKED, -1, -1
     asked.name, asked.name_size = NULL, 0
+    ours = asked.pid == group.self or is_twin(asked.pid)
     if ask_file(asked):
-        if asked.pid == group.self:
+        if ours:
             asked.denied = is_check(group, asked)
         else:
             decide(group, asked)
-    elif asked.pid != group.self:
+    elif not ours:
         asked.device = asked.inode = 0
         asked.denied = group.denying[asked.event] > 0   # it may be any of them
     answer(group, asked)
-    if asked.pid == group.self:
+    if ours:
         close(asked.fd)
     else:
         responder.count += 1

@@ -104,16 +104,32 @@ cdef struct Process:
     int fd                          # a pidfd, or a descriptor of /proc/PID/stat
     bint by_stat
 
+cdef struct Group
+
+ctypedef void (*order_body)(Group *group) noexcept nogil
+
+# Descriptors are those of the responder's own table, but for three that are the daemon's.
 cdef struct Group:
     int fd
     int no_audit                    # errno that keeps answers from the kernel's audit log, 0 when they can get there
     bint remote                     # on file systems whose server may not answer
-    int wake_fd                     # an eventfd: there are notes, or the end has come
+    int wake_fd                     # an eventfd, in both tables: there are notes, or the end has come
+    int order_fd                    # the daemon's: orders to the marker
+    int marker_fd                   # the other end of that
+    pthread_t marker
+    bint serving                    # the responder has begun, and was not joined
+    bint marking                    # likewise the marker
+    order_body order                # what the marker is to do, and with what; changed with the lock held
+    int order_file
+    unsigned int order_how
+    uint64_t order_mask
+    int order_error
+    int begun                       # errno that kept the responder from its work, else 0
     int stopping
     int broken                      # the kernel gave something that is not understood: the group is closed
     pthread_t thread
     void *responder                 # its working memory
-    int links_fd                    # /proc/self/fd
+    int links_fd                    # /proc/thread-self/fd
     int links[LINKS]                # in there, O_PATH, by the number of the descriptor, each with 1 added
     int proc_fd                     # /proc
     Process processes[PROCESSES]    # by the remainder of the pid

@@ -38,7 +38,7 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long count, int timeout_ms)
 
 cdef extern from "<sched.h>" nogil:
-    int CLONE_FS, CLONE_NEWNS
+    int CLONE_FS, CLONE_FILES, CLONE_NEWNS
     int unshare(int flags)
     int setns(int fd, int nstype)
 

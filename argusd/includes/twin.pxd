@@ -12,11 +12,12 @@ cdef extern from "<sys/prctl.h>" nogil:
     int prctl(int option, unsigned long argument)
 
 cdef extern from "<sys/socket.h>" nogil:
-    int AF_UNIX, SOCK_SEQPACKET, SOCK_CLOEXEC
+    int AF_UNIX, SOCK_SEQPACKET, SOCK_CLOEXEC, SHUT_RDWR
+    int shutdown(int end, int how)
     int socketpair(int domain, int kind, int protocol, int *ends)
 
 cdef extern from "<sys/wait.h>" nogil:
-    int __WALL
+    int __WALL, P_PID, WEXITED, WNOWAIT
     bint WIFSIGNALED(int status)
     int WTERMSIG(int status)
 
@@ -30,7 +31,7 @@ cdef extern from "<unistd.h>" nogil:
     int dup2(int old, int new)
 
 cdef extern from "<sys/syscall.h>" nogil:
-    long SYS_wait4, SYS_exit_group
+    long SYS_wait4, SYS_waitid, SYS_exit_group
 
 cdef extern from * nogil:
     """
@@ -51,7 +52,7 @@ cdef extern from * nogil:
     #define ARGUSD_TWINS 1
     #endif
 
-    static int argusd_pass(int end, int fd)
+    static int argusd_pass_byte(int end, int fd)
     {
         char byte = 0;
         struct iovec part = {&byte, 1};
@@ -78,7 +79,7 @@ cdef extern from * nogil:
     }
 
     /* 1, and the descriptor that came with it or -1; 0 at the end; else a negative errno. */
-    static int argusd_take(int end, int *fd)
+    static int argusd_take_byte(int end, int *fd)
     {
         char byte;
         struct iovec part = {&byte, 1};
@@ -104,5 +105,5 @@ cdef extern from * nogil:
     """
     bint ARGUSD_TWINS
     long SYS_close_range
-    int pass_byte "argusd_pass"(int end, int fd)
-    int take_byte "argusd_take"(int end, int *fd)
+    int pass_byte "argusd_pass_byte"(int end, int fd)
+    int take_byte "argusd_take_byte"(int end, int *fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -262,6 +263,39 @@ def test_what_the_kernel_denies_for_lack_of_descriptors_is_told(sandbox: Sandbox
     assert denied
     until(lambda: sandbox.guarding.guards.notices() == [("failed", 1)], "it is told")
     assert sandbox.opens(sandbox.folder / "free")
+
+
+def test_answers_do_not_depend_on_the_descriptors_of_the_rest(sandbox: Sandbox) -> None:
+    """Whatever clients make the daemon open, there is a descriptor for the next event."""
+    sandbox.deny(sandbox.file)
+    (sandbox.folder / "free").write_text("-")
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(int(link.name) for link in Path("/proc/self/fd").iterdir()) + 8
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, limit[1]))
+    held = []
+    try:
+        with contextlib.suppress(OSError):
+            held.extend(os.dup(0) for _ in range(most))
+        assert len(held) < most
+        assert sandbox.opens(sandbox.folder / "free")
+        assert not sandbox.opens(sandbox.file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def test_only_the_threads_that_serve_a_group_hold_it(sandbox: Sandbox) -> None:
+    """Any other thread may have to wait for a file system, and would keep the group from being closed at the end."""
+    sandbox.deny(sandbox.file)
+    holders = {
+        (task / "comm").read_text().strip()
+        for task in Path("/proc/self/task").iterdir()
+        if any(
+            link.is_symlink() and link.readlink().name == "anon_inode:[fanotify]" for link in (task / "fd").iterdir()
+        )
+    }
+    assert holders == {"responder", "marker"}
 
 
 def test_files_of_procfs_are_refused_with_the_reason(sandbox: Sandbox) -> None:
