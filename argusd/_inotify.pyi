@@ -118,6 +118,11 @@ class Engine:
         more watches to give, ProcessLookupError when the container's process has ended,
         DeniedError when its root is closed to us.
         """
+    def walked(self, subscription: int) -> tuple[int, int] | None:
+        """How many directories were armed, and which of the paths :meth:`arm` is at; None when it is not under way.
+
+        Never waits.
+        """
     def switch(self, on: Sequence[int], off: Sequence[int]) -> bool:
         """In one step for the reader: subscriptions ``on`` begin to report or to guard, ``off`` stop and are freed.
 

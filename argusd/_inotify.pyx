@@ -64,6 +64,7 @@ from argusd.includes.linux cimport (
 )
 from argusd.includes.pthread cimport (
     load_int,
+    load_u64,
     pthread_cond_broadcast,
     pthread_join,
     pthread_t,
@@ -120,6 +121,7 @@ class DeniedError(PermissionError):
 cdef struct ArmTask:
     Core *core
     Subscription *subscription
+    int at                      # which of its paths is being armed
     Buffer unreadable
     int denied
     int error
@@ -138,6 +140,7 @@ cdef void *arm_all(void *argument) noexcept nogil:
     for i in range(subscription.root_count):
         if task.error or walk.error or subscription.cancelled:
             break
+        store_int(&task.at, i)
         subscription.roots[i].error = arm_root(&walk, &subscription.roots[i])
         if subscription.roots[i].error and walk.entrance.denied:
             task.error, task.denied = subscription.roots[i].error, walk.entrance.denied
@@ -185,6 +188,7 @@ cdef class Engine:
     cdef dict counters              # counter number -> address; under the GIL
     cdef int last_counter
     cdef Subscription *ended        # switched off, but a walk still holds them; under Core's lock
+    cdef dict walks                 # subscription number -> address of the ArmTask under way; under the GIL
     cdef int calls                  # of methods that let the GIL go, under way in other threads; under the GIL
     cdef Guards guards              # whose paths are looked up here, too
 
@@ -194,6 +198,7 @@ cdef class Engine:
         self.output = output
         self.encoders = {}
         self.counters = {}
+        self.walks = {}
         way = way_to_enter(enter)
         error = core_init(&self.core, sysctl_fd, queued_events)
         if error:
@@ -386,6 +391,7 @@ cdef class Engine:
         if subscription == NULL:
             raise KeyError(f"no subscription {number}")
         task.core, task.subscription = &self.core, subscription
+        self.walks[number] = <size_t>&task
         try:
             try:
                 thread_start(&thread, arm_all, &task, b"walk")
@@ -399,11 +405,21 @@ cdef class Engine:
                     core_unlock(&self.core)
             return self.armed(&task, begin_ns)
         finally:
+            self.walks.pop(number, None)
             buffer_free(&task.unreadable)
             with nogil:
                 core_lock(&self.core)
                 subscription.users -= 1
                 core_unlock(&self.core)
+
+    def walked(self, int number):
+        cdef ArmTask *task
+        address = self.walks.get(number)
+        if address is None:
+            return None
+        task = <ArmTask *><size_t>address
+        # Without the lock: whoever asks must not wait for anything.
+        return load_u64(<unsigned long long *>&task.subscription.directories), load_int(&task.at)
 
     cdef armed(self, const ArmTask *task, long long begin_ns):
         """What became of a walk; its subscription is held by the caller."""

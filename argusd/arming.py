@@ -1,4 +1,4 @@
-"""Subscriptions in the engine: armed on walker threads within a request's time, taken back when that fails.
+"""Subscriptions in the engine: armed on threads of their own within a request's time, taken back when that fails.
 
 This is the one place that talks to the engine about subscriptions. It knows subjects and containers, not whose they
 are; what a watch and a guard do differently is its :class:`argusd.kinds.Kind`.
@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Protocol
 
-from argusd import privileges
+from argusd import mounts, privileges
 from argusd.kinds import Kind, PodKey
-from argusd.refusals import AccessDeniedError, OutOfTimeError, RequestRefusedError, StoppingError, container_label
+from argusd.refusals import (
+    AccessDeniedError,
+    LimitReachedError,
+    OutOfTimeError,
+    RequestRefusedError,
+    StoppingError,
+    container_label,
+)
 from argusd.subjects import SubjectT
+from argusd.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,10 +42,11 @@ __all__ = ["Arming", "ArmingEngine", "Outcome", "Subscription"]
 logger = logging.getLogger("argusd.arming")
 
 _WALKERS: Final = 4  # more would not be quicker
-# A walk that takes longer than this lets the next one begin: what it waits for may be a file system that never answers.
-_TURN_S: Final = 2.0
-_MOST_WALKS: Final = 64
-_MOST_STUCK: Final = 4  # in one container: a client repeats what fails, and each time would leave a thread behind
+_TURN_S: Final = 0.25  # a walk that takes longer lets the next one begin: what it waits for may never answer
+_MOST_WALKS: Final = 256
+_MOST_STUCK: Final = 4  # in one container; each is a process and two threads
+_SILENT_S: Final = 3.0  # without progress, and the operator hears of it
+_LOOK_S: Final = 5.0  # the longest time between two looks at a walk that makes no progress
 _FREE_AGAIN_S: Final = 0.05
 _LEAST_WALK_S: Final = 0.1  # a request that spent its time looking for containers still gets this much
 
@@ -45,6 +56,9 @@ class ArmingEngine(Protocol):
 
     def arm(self, subscription: int) -> Armed:
         """Arm the subject's paths; blocks for as long as the walk takes."""
+
+    def walked(self, subscription: int) -> tuple[int, int] | None:
+        """How many directories a walk has armed so far, and at which path it is; None when none is under way."""
 
     def switch(self, on: Sequence[int], off: Sequence[int]) -> bool:
         """In one step: ``on`` take effect, ``off`` stop and are freed; True when a later call has to free some."""
@@ -67,26 +81,29 @@ class Outcome(Generic[SubjectT]):
     gone: frozenset[int]
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Walk(Generic[SubjectT]):
     key: PodKey
     container: Container
     subscription: Subscription[SubjectT]
+    begun: bool = False
     gone: bool = False
     late: bool = False  # nobody waits for it any more
+    progress: tuple[int, int] | None = None
+    silent_since: float = 0.0  # loop time of the last progress
+    silent_told: bool = False
 
 
 class Arming(Generic[SubjectT]):
-    """The walker threads of one kind, and every subscription of it that is live in the engine."""
+    """The walks of one kind, and every subscription of it that is live in the engine."""
 
     def __init__(self, engine: ArmingEngine, kind: Kind[SubjectT]) -> None:
         """Must be made inside the running event loop."""
         self.kind: Final = kind
         self._engine = engine
         self._loop = asyncio.get_running_loop()
-        self._walkers = ThreadPoolExecutor(_MOST_WALKS, thread_name_prefix="walker")
-        self._turns = asyncio.Semaphore(_WALKERS)
-        self._overdue: dict[int, Container] = {}
+        self._turns: Final = Turns(_WALKERS, _MOST_STUCK, _MOST_WALKS)
+        self._walks: Final[set[_Walk[SubjectT]]] = set()  # that have begun
         # Freeing a large tree takes the kernel a while. One thread, so that switches happen in the order of the calls.
         self._switcher = ThreadPoolExecutor(1, thread_name_prefix="switch")
         self._live: dict[int, PodKey] = {}
@@ -140,9 +157,9 @@ class Arming(Generic[SubjectT]):
     ) -> Outcome[SubjectT]:
         """Subscribe and arm ``items``, without effect until :meth:`switch`.
 
-        Returns at ``answer_by`` (loop time) at the latest. What is not done then goes on, and says when it is;
-        where the kind does not allow that, it is an OutOfTimeError. Raises RequestRefusedError with everything taken
-        back.
+        Returns at ``answer_by`` (loop time) at the latest. What has begun by then goes on, and says when it is done;
+        where the kind does not allow that, or something has not begun, it is an OutOfTimeError. Raises
+        RequestRefusedError with everything taken back.
         """
         if self._closed:
             raise StoppingError("the daemon is stopping")
@@ -150,12 +167,12 @@ class Arming(Generic[SubjectT]):
         tasks: list[asyncio.Task[None]] = []
         try:
             for container, subject in items:
-                self._refuse_stuck(container)
+                self._refuse_hopeless(container)
                 number = self._subscribe(key, counter, container, subject, template)
                 walks.append(_Walk(key, container, Subscription(number, subject, template)))
                 self._live[number] = key
             tasks = [self._start(walk) for walk in walks]
-            await self._wait(tasks, answer_by, key)
+            await self._wait(walks, tasks, answer_by)
         except BaseException:
             for walk in walks:
                 walk.late = True
@@ -178,13 +195,37 @@ class Arming(Generic[SubjectT]):
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _refuse_stuck(self, container: Container) -> None:
-        """Raise OutOfTimeError when walks in the container hang that nobody waits for any more."""
-        stuck = [one for number, one in self._overdue.items() if number not in self._live and one == container]
-        if len(stuck) >= _MOST_STUCK:
-            raise OutOfTimeError(f"a file system in {container_label(container)} does not answer")
+    def _refuse_hopeless(self, container: Container) -> None:
+        """Raise when walks hang that nobody waits for any more, in the container, or as many as there may be."""
+        hanging = [walk for walk in self._walks if walk.container == container and self._is_abandoned(walk)]
+        if len(hanging) >= _MOST_STUCK:
+            raise OutOfTimeError(self._silence(container))
+        if self._turns.full:
+            raise LimitReachedError(
+                f"cannot look into {container_label(container)}: {self._turns.under_way} walks are under way already, "
+                "most of them in file systems that do not answer"
+            )
 
-    async def _wait(self, tasks: Sequence[asyncio.Task[None]], answer_by: float, key: PodKey) -> None:
+    def _is_abandoned(self, walk: _Walk[SubjectT]) -> bool:
+        return walk.subscription.number not in self._live
+
+    def _silence(self, container: Container) -> str:
+        """Return why walks in the container cannot begin."""
+        where = container_label(container)
+        for walk in self._walks:
+            if walk.container == container and walk.silent_since:
+                return f"a file system in {where} does not answer: '{self._path(walk)}'"
+        return f"there was no time to look into {where}: {self._turns.under_way} other walks are under way"
+
+    def _path(self, walk: _Walk[SubjectT]) -> str:
+        """Return the subject path at which a walk is."""
+        paths = self.kind.paths(walk.subscription.subject)
+        at = walk.progress[1] if walk.progress else 0
+        return paths[min(at, len(paths) - 1)]
+
+    async def _wait(
+        self, walks: Sequence[_Walk[SubjectT]], tasks: Sequence[asyncio.Task[None]], answer_by: float
+    ) -> None:
         if not tasks:
             return
         timeout_s = max(answer_by - self._loop.time(), _LEAST_WALK_S)
@@ -192,7 +233,11 @@ class Arming(Generic[SubjectT]):
         errors = [error for task in done if (error := task.exception())]
         if errors:
             raise errors[0]
+        for walk in walks:
+            if not walk.begun:
+                raise OutOfTimeError(self._silence(walk.container))
         if late and not self.kind.may_lag:
+            key = walks[0].key
             raise OutOfTimeError(f"not everything could be {self.kind.done} in time, so nothing is {key}")
 
     async def _walk(self, walk: _Walk[SubjectT]) -> None:
@@ -218,17 +263,64 @@ class Arming(Generic[SubjectT]):
     async def _armed(self, walk: _Walk[SubjectT]) -> Armed | None:
         """Arm in a thread, in turn; None when that was taken back before its turn came."""
         number = walk.subscription.number
-        async with self._turns:
+        turn = await self._turns.take(walk.container)
+        self._walks.add(walk)
+        try:
             if number not in self._live:
                 return None
-            future = self._loop.run_in_executor(self._walkers, self._engine.arm, number)
+            walk.begun = True
+            future = self._in_thread(number)
             await asyncio.wait([future], timeout=_TURN_S)
-        if not future.done():
-            self._overdue[number] = walk.container
-        try:
-            return await future
+            pause_s = _TURN_S
+            while not future.done():
+                self._turns.go_on(turn, stuck=self._is_silent(walk))
+                await asyncio.wait([future], timeout=pause_s)
+                pause_s = min(pause_s * 2, _LOOK_S) if turn.stuck else _TURN_S
+            return future.result()
         finally:
-            self._overdue.pop(number, None)
+            self._walks.discard(walk)
+            self._turns.end(turn)
+
+    def _in_thread(self, number: int) -> asyncio.Future[Armed]:
+        """Arm in a thread of its own, which the interpreter does not wait for at its end."""
+        future: asyncio.Future[Armed] = self._loop.create_future()
+
+        def run() -> None:
+            try:
+                armed = self._engine.arm(number)
+            except BaseException as error:  # noqa: BLE001  (it is raised where the future is awaited)
+                answer = functools.partial(future.set_exception, error)
+            else:
+                answer = functools.partial(future.set_result, armed)
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                self._loop.call_soon_threadsafe(answer)
+
+        try:
+            threading.Thread(target=run, name="walker", daemon=True).start()
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, f"no thread can be started ({error})") from error
+        return future
+
+    def _is_silent(self, walk: _Walk[SubjectT]) -> bool:
+        """Return whether a walk has armed nothing since the last call; once that has gone on for long, say so."""
+        progress, now = self._engine.walked(walk.subscription.number), self._loop.time()
+        if progress != walk.progress or not walk.silent_since:
+            moved = progress is not None and progress > (walk.progress or (0, 0))
+            walk.progress, walk.silent_since = progress, now
+            return not moved
+        if now - walk.silent_since >= _SILENT_S and not walk.silent_told:
+            walk.silent_told = True
+            logger.warning("%s", self._silent_text(walk))
+        return True
+
+    def _silent_text(self, walk: _Walk[SubjectT]) -> str:
+        path = self._path(walk)
+        kinds = mounts.that_may_wait(walk.container.pid, path)
+        where = f" ({', '.join(kinds)})" if kinds else ""
+        return (
+            f"A file system in {container_label(walk.container)} does not answer: '{path}'{where} "
+            f"is not {self.kind.done} until it does {walk.key}"
+        )
 
     def _check(self, walk: _Walk[SubjectT], armed: Armed) -> None:
         """Refuse what could not be armed for the lack of a capability, and what its kind cannot do without.

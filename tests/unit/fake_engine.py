@@ -20,6 +20,7 @@ class FakeEngine:
         self.counters: dict[int, int] = {}
         self._last_counter = 0
         self.walk: Callable[[int], None] = lambda _number: None
+        self.progress: tuple[int, int] | None = (0, 0)
         self.errors: dict[bytes, int] = {}
         self.refuse: OSError | None = None
 
@@ -51,6 +52,9 @@ class FakeEngine:
         self.walk(subscription)
         paths = self.subjects[subscription][1]
         return Armed(tuple(self.errors.get(path, 0) for path in paths), 1, 0.0)
+
+    def walked(self, _subscription: int) -> tuple[int, int] | None:
+        return self.progress
 
     def switch(self, on: Sequence[int], off: Sequence[int]) -> bool:
         assert not self.freed.intersection([*on, *off]), "a number is never used again"

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from argusd import privileges
+from argusd import arming, privileges
 from argusd.arming import Arming
 from argusd.containers import Container, open_pid
 from argusd.kinds import PodKey, WatchKind
 from argusd.metrics import Metrics
-from argusd.refusals import AccessDeniedError, LimitReachedError, NoContainerError
+from argusd.refusals import AccessDeniedError, LimitReachedError, NoContainerError, OutOfTimeError
 from argusd.registry import Entry, Handle, Member, Registry, container_sets, matching, to_destroy
 from argusd.subjects import Request, Subject
 from argusd.templates import compile_format
@@ -246,6 +248,67 @@ async def test_a_long_walk_goes_on_behind_the_answer(pods: Pods, caplog: pytest.
     assert "is done" not in caplog.text
     go_on.set()
     await until_in_loop(lambda: "Walk of /d" in caplog.text)
+
+
+@pytest.mark.asyncio
+async def test_what_has_not_begun_is_an_error_and_others_do_not_wait(
+    pods: Pods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arming, "_TURN_S", 0.01)
+    setup, silent, healthy, go_on = Setup(), pods.start(), pods.start(), threading.Event()
+    silent_walks: list[int] = []
+
+    def walk(number: int) -> None:
+        if setup.engine.subjects[number][0] == silent:
+            silent_walks.append(number)
+            go_on.wait(WAIT_S)
+
+    setup.engine.walk = walk
+    many = request(*(subject(f"/silent/{number}") for number in range(70)))
+    refused = asyncio.ensure_future(setup.create(many, silent, within_s=1))
+    try:
+        await until_in_loop(lambda: len(silent_walks) >= arming._MOST_STUCK)
+        assert (await setup.create(request(name="v"), healthy)).pids == (healthy,)
+        with pytest.raises(OutOfTimeError, match=rf"process {silent} does not answer: '/silent/\d'"):
+            await refused
+    finally:
+        go_on.set()
+    assert setup.engine.watched() == {(healthy, (b"/d",))}
+    assert len(silent_walks) == arming._MOST_STUCK
+
+
+@pytest.mark.asyncio
+async def test_long_walks_that_make_progress_all_begin(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arming, "_TURN_S", 0.01)
+    setup, pid, go_on = Setup(), pods.start(), threading.Event()
+    steps = itertools.count(1)
+    setup.engine.walk = lambda _number: cast("None", go_on.wait(WAIT_S))
+    monkeypatch.setattr(setup.engine, "walked", lambda _number: (next(steps), 0))
+    many = request(*(subject(f"/large/{number}") for number in range(12)))
+    try:
+        await setup.create(many, pid, within_s=1)
+        assert len(setup.engine.watched()) == 12
+    finally:
+        go_on.set()
+
+
+@pytest.mark.asyncio
+async def test_a_walk_that_is_silent_for_long_is_reported_once(
+    pods: Pods, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(arming, "_TURN_S", 0.01)
+    monkeypatch.setattr(arming, "_LOOK_S", 0.01)
+    monkeypatch.setattr(arming, "_SILENT_S", 0.05)
+    setup, pid, go_on = Setup(), pods.start(), threading.Event()
+    setup.engine.walk = lambda _number: cast("None", go_on.wait(WAIT_S))
+    try:
+        await setup.create(request(), pid, within_s=0)
+        await until_in_loop(lambda: "does not answer" in caplog.text)
+        (warning,) = [record.getMessage() for record in caplog.records if "does not answer" in record.getMessage()]
+        assert warning.startswith(f"A file system in process {pid} does not answer: '/d' ('/' is ")
+        assert warning.endswith(" is not watched until it does (p:n)")
+    finally:
+        go_on.set()
 
 
 @pytest.mark.asyncio
