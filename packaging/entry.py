@@ -7,6 +7,9 @@ SIGTERM and SIGINT pass down and the exit code comes back up. Two things are los
 
 - ``STATICX_PROG_PATH`` is /proc/self/exe, so a symlink named janusd would be called argusd.
 - The first launcher passes on no other signal: SIGHUP or SIGKILL end it and would leave the daemon behind.
+
+What SIGKILL leaves of the folders is removed by the next start, see argusd/unpacked.py. When /tmp is read-only, too
+small or mounted noexec, the launchers end before anything here runs, with messages of their own; README.md lists those.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import sys
 import threading
 from pathlib import Path
 
-from argusd import descriptors
+from argusd import descriptors, unpacked
 from argusd.__main__ import main
 
 
@@ -50,6 +53,8 @@ def run() -> int:
     if folder is None:  # made by PyInstaller alone
         return main() or 0
     bundle = Path(folder)
+    unpacked.keep(path for path in {bundle, Path(sys._MEIPASS)} if path.parent == bundle.parent)  # type: ignore[attr-defined] # noqa: SLF001 (PyInstaller's)
+    unpacked.remove_left(bundle.parent)
     pid, name = find_launcher(bundle)
     sys.argv[0] = os.environ["STATICX_PROG_PATH"] = name
     launcher = os.pidfd_open(pid)

@@ -15,6 +15,7 @@ import pytest
 from tests.daemon import Daemon, run_to_end
 from tests.e2e.client import SERVING, first_message, health
 from tests.grpc.authority import Authority, Files
+from tests.waiting import until
 
 PROJECT: Final = Path(__file__).resolve().parents[2]
 STOP_TIMEOUT_S: Final = 5.0
@@ -153,3 +154,23 @@ def names(folder: Path) -> set[str]:
 def descendants(pid: int) -> list[int]:
     children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return [*children, *(grandchild for child in children for grandchild in descendants(child))]
+
+
+def test_what_a_kill_leaves_is_removed_by_the_next_start(binary: Path, tmp_path: Path) -> None:
+    environment = {"TMPDIR": str(tmp_path)}
+    with Daemon(command=[str(binary)], environment=environment) as daemon:
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left
+        # The launchers first: neither can tidy up, nor can the daemon.
+        family = [daemon.pid, *descendants(daemon.pid)]
+        for pid in family:
+            os.kill(pid, signal.SIGSTOP)
+        for pid in family:
+            os.kill(pid, signal.SIGKILL)
+        daemon.process.wait()
+        until(lambda: not any(Path("/proc", str(pid)).exists() for pid in family), "they are gone")
+    assert {path.name for path in tmp_path.iterdir()} == left
+    with Daemon(command=[str(binary)], environment=environment):
+        now = {path.name for path in tmp_path.iterdir()}
+        assert not now & left
+    assert list(tmp_path.iterdir()) == []

@@ -41,6 +41,8 @@ ROUND: Final = 5_000
 """Requests between two looks at the daemon."""
 GROWTH_KIB: Final = 20 * 1024
 """What resident memory may grow by from the end of the first round on: caches of gRPC and of the allocator."""
+THREADS: Final = 64
+"""Executors have less than this many; beyond it they leak."""
 FAULTS: Final = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED})
 NOT_UTF8: Final = "Exception deserializing request"
 """gRPC itself answers bytes that are no message with INTERNAL; the daemon has not been called."""
@@ -131,13 +133,13 @@ class Watched:
         return int(status.partition("VmRSS:")[2].split()[0])
 
     def held(self) -> tuple[int, int, int]:
-        """Descriptors but for sockets, threads and inotify watches."""
+        """Descriptors but for sockets, and inotify watches; threads, of which executors start more one by one."""
         descriptors = watches = 0
         for path in (self._process / "fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
                 descriptors += not str(path.readlink()).startswith("socket:")
                 watches += (self._process / "fdinfo" / path.name).read_text().count("inotify wd:")
-        return descriptors, watches, len(list((self._process / "task").iterdir()))
+        return descriptors, watches, len(list((self._process / "task").iterdir())) // THREADS
 
 
 def let_go(daemon: Daemon) -> None:
