@@ -28,7 +28,7 @@ def main() -> int:
     try:
         settings = flags.parse(sys.argv[1:], program)
     except flags.FlagError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{error}\n{flags.hint(sys.argv[1:])}\n")
         return 1
     match settings.action:
         case "help":

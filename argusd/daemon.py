@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import grpc
@@ -39,6 +40,8 @@ _DRAIN_S: Final = 0.5  # what the kernel has queued
 _STREAMS_S: Final = 2.0  # what clients have still to be sent
 _OUTPUT_S: Final = 0.75  # what the log has still to be written
 _STOP_S: Final = 4.5
+
+_DAY_S: Final = 24 * 60 * 60.0
 
 _WAYS: Final = {
     "openat2": "container paths are looked up with openat2(RESOLVE_IN_ROOT)",
@@ -146,6 +149,8 @@ class _Daemon:
             raise StartError(str(error)) from error
         pump = Pump(engine, served.metrics, served.armings, served.guards)
         self._say_hello(address, engine.enter, secure=credentials is not None)
+        if credentials is not None:
+            self._check_certificate()
         await stop.wait()
         await self._stop(engine, served, server, pump)
 
@@ -160,6 +165,14 @@ class _Daemon:
         event_queue.report(wanted, length, code or file.errno)
         engine.start()
         return engine
+
+    def _check_certificate(self) -> None:
+        """Log that the certificate has expired or soon will, now and each day."""
+        path = self._settings.tlscertfile
+        expires = tls.expiry(path)
+        if expires is not None and (line := tls.expiry_line(path, expires, datetime.now(UTC))):
+            logger.log(*line)
+        asyncio.get_running_loop().call_later(_DAY_S, self._check_certificate)
 
     def _say_hello(self, address: str, enter: str, *, secure: bool) -> None:
         settings = self._settings

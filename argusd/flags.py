@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Final, Literal, TypeAlias
 
 from argusd import __version__
 
-__all__ = ["KNOWN_SERVICES", "FlagError", "Settings", "help_text", "parse", "version_text"]
+__all__ = ["KNOWN_SERVICES", "FlagError", "Settings", "help_text", "hint", "parse", "version_text"]
 
 KNOWN_SERVICES: Final = ("argus", "janus")
 """Every word that ``-services`` takes."""
@@ -243,6 +244,16 @@ def _find(key: str) -> _Flag | None:
     """The flag of that name; gflags takes a hyphen for an underscore."""
     name = key.replace("-", "_")
     return _FLAGS.get(_ALIASES.get(name, name))
+
+
+def hint(argv: Sequence[str]) -> str:
+    """Return the line that follows mistakes: which flags may have been meant, and where all of them stand."""
+    keys = [argument.lstrip("-").partition("=")[0].replace("-", "_") for argument in argv if argument.startswith("-")]
+    known = [*_FLAGS, *_ALIASES]
+    unknown = [key for key in keys if key not in known and key.removeprefix("no") not in known]
+    close = [name for key in unknown for name in difflib.get_close_matches(key, _FLAGS, n=1)]
+    meant = f"Did you mean {', '.join(f'-{name}' for name in dict.fromkeys(close))}? " if close else ""
+    return f"{meant}-help lists all flags."
 
 
 def version_text(program: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import ssl
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Never
 
@@ -13,8 +15,14 @@ import grpc
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["TlsError", "credentials"]
+__all__ = ["TlsError", "credentials", "expiry", "expiry_line"]
 
+_BEGIN: Final = "-----BEGIN CERTIFICATE-----"
+_END: Final = "-----END CERTIFICATE-----"
+_SOON: Final = timedelta(days=30)
+_VERSION: Final = 0xA0  # the tag of the only field that may be missing
+_VALIDITY: Final = 3  # serial number, signature, issuer, validity
+_UTC_TIME: Final = 0x17
 _MAX_BYTES: Final = 16 * 1024 * 1024
 _MISMATCH: Final = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"})
 
@@ -25,6 +33,51 @@ class TlsError(Exception):
 
 class _EncryptedKeyError(Exception):
     pass
+
+
+def expiry(cert_file: str) -> datetime | None:
+    """Return when the first certificate in a file expires; None when that cannot be read."""
+    try:
+        text = Path(cert_file).read_text("ascii", "replace")
+        begin = text.index(_BEGIN)
+        return _not_after(ssl.PEM_cert_to_DER_cert(text[begin : text.index(_END, begin) + len(_END)]))
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def expiry_line(cert_file: str, expires: datetime, now: datetime) -> tuple[int, str] | None:
+    """Return what to log of a certificate, with its level; None while it is valid for long enough."""
+    date = expires.strftime("%Y-%m-%dT%H:%M:%SZ")
+    if expires <= now:
+        return logging.ERROR, f"The certificate in {cert_file} (-tlscertfile) expired at {date}: clients refuse it"
+    if expires - now < _SOON:
+        days = (expires - now).days
+        return logging.WARNING, f"The certificate in {cert_file} (-tlscertfile) expires at {date}, in {days} days"
+    return None
+
+
+def _not_after(der: bytes) -> datetime:
+    """Return the end of validity of a certificate (RFC 5280, section 4.1). Raises ValueError or IndexError."""
+    _, content, _ = _element(der)
+    _, rest, _ = _element(content)
+    fields: list[bytes] = []
+    while rest and len(fields) < _VALIDITY + 1:
+        tag, value, rest = _element(rest)
+        if tag != _VERSION:
+            fields.append(value)
+    _, _, after = _element(fields[_VALIDITY])
+    tag, value, _ = _element(after)
+    form = "%y%m%d%H%M%SZ" if tag == _UTC_TIME else "%Y%m%d%H%M%SZ"
+    return datetime.strptime(value.decode("ascii"), form).replace(tzinfo=UTC)
+
+
+def _element(der: bytes) -> tuple[int, bytes, bytes]:
+    """Split off the first element: its tag, its content, and what follows it."""
+    size, start = der[1], 2
+    if size & 0x80:
+        start += size & 0x7F
+        size = int.from_bytes(der[2:start], "big")
+    return der[0], der[start : start + size], der[start + size :]
 
 
 def credentials(ca_file: str, cert_file: str, key_file: str) -> grpc.ServerCredentials:

@@ -37,6 +37,11 @@ def test_unknown_flag_exits_1(flag: str) -> None:
     assert "ERROR: unknown command line flag" in result.stderr
 
 
+def test_a_flag_that_is_nearly_one_names_it() -> None:
+    lines = run_to_end("-adress=127.0.0.1:0").stderr.splitlines()
+    assert lines == ["ERROR: unknown command line flag 'adress'", "Did you mean -address? -help lists all flags."]
+
+
 @pytest.mark.parametrize("flag", ["-v=loud", "-tls=perhaps", "-log=xml", "-address=nowhere"])
 def test_bad_value_exits_1(flag: str) -> None:
     result = run_to_end(flag)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
 import pytest
+from cryptography import x509
 
+from argusd import tls
 from argusd.proto import argus_pb2, argus_pb2_grpc
 from tests.daemon import WAIT_S, Daemon, run_to_end
 from tests.grpc.authority import Authority, Files, Pair
@@ -50,6 +54,23 @@ def ask(address: str, credentials: grpc.ChannelCredentials | None) -> None:
 
 def test_client_with_a_certificate_of_our_authority_is_served(daemon: Daemon, authority: Authority) -> None:
     ask(daemon.address, credentials(authority, authority.issue("client")))
+
+
+def test_a_certificate_that_soon_expires_is_a_warning(daemon: Daemon) -> None:
+    line = daemon.wait_for_text("(-tlscertfile) expires at ")
+    assert '"level":"WARNING"' in line
+
+
+def test_what_is_said_of_a_certificate_depends_on_how_long_it_is_valid(files: Files) -> None:
+    expires = tls.expiry(files.certificate)
+    assert expires == x509.load_pem_x509_certificate(Path(files.certificate).read_bytes()).not_valid_after_utc
+    for days, level in ((-1, logging.ERROR), (29, logging.WARNING)):
+        line = tls.expiry_line("server.pem", expires, expires - timedelta(days=days))
+        assert line is not None
+        assert line[0] == level
+        assert f"{expires:%Y-%m-%dT%H:%M:%SZ}" in line[1]
+    assert tls.expiry_line("server.pem", expires, expires - timedelta(days=31)) is None
+    assert tls.expiry("/dev/null") is None
 
 
 def test_client_without_a_certificate_is_refused(daemon: Daemon, authority: Authority) -> None:
