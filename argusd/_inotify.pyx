@@ -44,7 +44,7 @@ from argusd.engine.mounts cimport mounts_remember
 from argusd.engine.places cimport place_join, place_leave
 from argusd.engine.report cimport Reader
 from argusd.engine.subject cimport arm_root
-from argusd.engine.walk cimport Walk, walk_free, walk_init
+from argusd.engine.walk cimport Walk, walk_free, walk_init, walk_twin
 from argusd.engine.walker cimport walker
 from argusd.engine.work cimport core_free, root_armed, tell_python
 from argusd.guarding.guards cimport Guard, guarded_end, guards_switch
@@ -73,6 +73,7 @@ from argusd.includes.pthread cimport (
     swap_u64,
 )
 from argusd.threads cimport thread_begin
+from argusd.twins cimport Twin, twin_run
 
 
 cdef enum:
@@ -127,12 +128,24 @@ cdef struct ArmTask:
     int error
 
 
-cdef void *arm_all(void *argument) noexcept nogil:
+cdef void *arm_apart(void *argument) noexcept nogil:
+    """The body of a walking thread."""
+    cdef ArmTask *task = <ArmTask *>argument
+    cdef Twin twin
+    cdef int error
+    walk_twin(&twin, task.core, arm_all, task)
+    error = twin_run(&twin)
+    if error:
+        task.error = error
+    return NULL
+
+
+cdef void arm_all(Twin *twin, void *argument) noexcept nogil:
     cdef ArmTask *task = <ArmTask *>argument
     cdef Subscription *subscription = task.subscription
     cdef Walk walk
     cdef int i
-    task.error = walk_init(&walk, task.core)
+    task.error = walk_init(&walk, task.core, twin)
     task.denied = walk.entrance.denied
     walk.initial = True
     if not task.error:
@@ -148,7 +161,6 @@ cdef void *arm_all(void *argument) noexcept nogil:
     task.unreadable = walk.unreadable
     memset(&walk.unreadable, 0, sizeof(Buffer))
     walk_free(&walk)
-    return NULL
 
 
 cdef bint is_held(const Subscription *subscription) noexcept nogil:
@@ -394,7 +406,7 @@ cdef class Engine:
         self.walks[number] = <size_t>&task
         try:
             try:
-                thread_start(&thread, arm_all, &task, b"walk")
+                thread_start(&thread, arm_apart, &task, b"walk")
                 with nogil:
                     pthread_join(thread, NULL)
             finally:

@@ -125,6 +125,7 @@ cdef enum:
 cdef struct Place:
     int pid
     int pidfd
+    uint64_t start              # of the process, in clock ticks since boot, as proc_pid_stat(5) has it
     int users
     char *mounts                # /proc/PID/mountinfo when it was last looked at
     size_t mounts_size
@@ -166,13 +167,14 @@ cdef struct Subscription:
 
 cdef struct WdEntry:
     int wd                      # 0: free place of the table
-    uint32_t mask               # what the kernel watches for, and the three flags below
+    uint32_t mask               # what the kernel watches for, and the flags below
     uint32_t first              # first node; 0 and not ANCHORED: the watch waits to be removed
 
 cdef enum:
     ANCHORED = 0x80000000       # in WdEntry.mask, never given to the kernel: there are anchors on it
     LOOKED = 0x40000000         # likewise: a look has found it that is not taken over yet
     RELEASED = 0x20000000       # likewise: it is among those that wait to be removed
+    REMOVING = 0x10000000       # likewise: it is being removed, and nothing may hang on it any more
 
 cdef struct Job:
     uint32_t node
@@ -294,13 +296,15 @@ cdef enum:
     ORIGINS = 256
     LIMBO_WAITS = 2             # how long is waited, by whether a directory is watched
     RETRY_WAITS = 17            # how long is waited, by how many attempts were made
+    GONE = 1024                 # watch descriptors that went last
 
 cdef struct Core:
     int inotify_fd
     long queue_length           # events that the kernel keeps for the instance; 0: not known
     int queue_error             # errno that kept the queue from being longer, negative: the sysctl was not put back
-    int fence_fd                # a memfd of our own: what we do to it marks a place in the kernel's queue
-    int fence_wd
+    int fence_fds[2]            # memfds of our own: what is done to the one in use marks a place in the kernel's queue
+    int fence_at                # which one is in use
+    int fence_wd                # its watch, -1 when there is none
     int pace                    # looks, listings or removals in a row whose events do not fill the queue
     uint64_t fence_placed       # number of the last mark put into the queue
     uint64_t fence_first        # number of the first mark since some were lost
@@ -331,6 +335,8 @@ cdef struct Core:
     uint32_t wds_capacity
     uint32_t wds_count
     uint32_t noisy              # watches with IN_OPEN, IN_ACCESS or IN_CLOSE_NOWRITE
+    unsigned long long gone     # how many watches went so far, and which ones last
+    int gone_wds[GONE]
     int *removals               # watch descriptors that nobody uses any more
     uint32_t removal_count
     uint32_t removal_capacity
@@ -409,6 +415,8 @@ cdef WdEntry *wd_attach(Core *core, int wd, uint32_t mask, uint32_t node) noexce
 cdef void wd_detach(Core *core, uint32_t node) noexcept nogil
 cdef void wd_release(Core *core, int wd) noexcept nogil
 cdef void wd_unused(Core *core, int wd) noexcept nogil
+cdef void wd_gone(Core *core, int wd) noexcept nogil
+cdef bint wd_stands(Core *core, int wd, unsigned long long since) noexcept nogil
 cdef void wd_stray(Core *core, int wd, uint32_t mask) noexcept nogil
 cdef void wd_forget(Core *core, int wd) noexcept nogil
 

@@ -28,7 +28,6 @@ from argusd.includes.linux cimport (
     IN_OPEN,
     MFD_CLOEXEC,
     M_MMAP_THRESHOLD,
-    close,
     eventfd,
     fchmod,
     ftruncate,
@@ -46,6 +45,7 @@ from argusd.includes.pthread cimport (
     pthread_mutex_init,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    store_u64,
 )
 
 
@@ -93,10 +93,11 @@ cdef int core_init(Core *core, int sysctl_fd, long queued_events) noexcept nogil
 
     ``sysctl_fd`` is of fs.inotify.max_queued_events, or -1; the queue is to hold so many events if that is not 0.
     """
+    cdef int i
     memset(core, 0, sizeof(Core))
     # Else the C library raises this size with each large block that is freed, and keeps outgrown tables for ever.
     mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-    core.fence_fd = -1
+    core.fence_fds[0] = core.fence_fds[1] = core.fence_wd = -1
     core.told_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     if core.told_fd < 0:
         return errno
@@ -104,7 +105,11 @@ cdef int core_init(Core *core, int sysctl_fd, long queued_events) noexcept nogil
     if core.inotify_fd < 0:
         return -core.inotify_fd
     core.pace = queue_pace(core.queue_length)
-    if not fence_make(core):
+    for i in range(2):
+        core.fence_fds[i] = memfd_create(b"argusd-fence", MFD_CLOEXEC)
+        if core.fence_fds[i] < 0:
+            return errno
+    if not fence_watch(core):
         return errno
     core.node_capacity = 1024
     core.names_capacity = 2048
@@ -138,12 +143,12 @@ cdef uint64_t fence_place(Core *core) noexcept nogil:
     kernel merges an event into an identical last one.
     """
     core.fence_placed += 1
-    if core.fence_wd < 0 and fence_make(core):
+    if core.fence_wd < 0 and fence_watch(core):
         core.fence_first = core.fence_placed
     if core.fence_placed & 1:
-        fchmod(core.fence_fd, 0o600 if core.fence_placed & 2 else 0o400)
+        fchmod(core.fence_fds[core.fence_at], 0o600 if core.fence_placed & 2 else 0o400)
     else:
-        ftruncate(core.fence_fd, 1 if core.fence_placed & 2 else 0)
+        ftruncate(core.fence_fds[core.fence_at], 1 if core.fence_placed & 2 else 0)
     return core.fence_placed
 
 
@@ -158,32 +163,26 @@ cdef uint64_t fence_if_needed(Core *core) noexcept nogil:
     return 0
 
 
-cdef bint fence_make(Core *core) noexcept nogil:
-    """A file for marks. False, with errno, when there is none now; it is tried again for each mark."""
+cdef bint fence_watch(Core *core) noexcept nogil:
+    """Watch the file for marks. False, with errno, when that cannot be done now; it is tried again for each mark."""
     cdef char path[40]
-    core.fence_wd = -1
-    core.fence_fd = memfd_create(b"argusd-fence", MFD_CLOEXEC)
-    if core.fence_fd < 0:
-        return False
-    snprintf(path, sizeof(path), b"/proc/self/fd/%d", core.fence_fd)
+    snprintf(path, sizeof(path), b"/proc/self/fd/%d", core.fence_fds[core.fence_at])
     core.fence_wd = inotify_add_watch(core.inotify_fd, path, IN_ATTRIB | IN_MODIFY)
-    if core.fence_wd < 0:
-        close(core.fence_fd)
-        core.fence_fd = -1
     return core.fence_wd >= 0
 
 
 cdef void fence_reset(Core *core) noexcept nogil:
-    """After an overflow some marks are lost: all that were placed have passed when the first one on a new file has.
+    """After an overflow some marks are lost: all of them have passed when the first one on the other file has.
 
-    Not before: events that came after some of them are still to come as well. The new file comes before the old one
-    goes: others may be waiting for every watch that is given back.
+    Not before: events that came after some of them are still to come as well. The kernel gives a new watch a number that
+    the last one of that file did not have. The new watch comes before the old one goes: others may be waiting for every
+    watch that is given back. There are two files from the start, because whoever walks has them under the same numbers.
     """
-    cdef int old_fd = core.fence_fd, old_wd = core.fence_wd
-    fence_make(core)
+    cdef int old_wd = core.fence_wd
+    core.fence_at ^= 1
+    fence_watch(core)
     if old_wd >= 0:
         inotify_rm_watch(core.inotify_fd, old_wd)
-        close(old_fd)
     core.fence_first = fence_place(core)
 
 
@@ -315,9 +314,7 @@ cdef void wd_release(Core *core, int wd) noexcept nogil:
     cdef int *grown
     if core.removal_count == core.removal_capacity:
         grown = <int *>realloc(core.removals, <size_t>(core.removal_capacity * 2 + 256) * sizeof(int))
-        if grown == NULL:       # no memory to remember it: remove it at once
-            wd_forget(core, wd)
-            inotify_rm_watch(core.inotify_fd, wd)
+        if grown == NULL:       # no memory to remember it: it stays, unused, until its directory goes
             return
         core.removals = grown
         core.removal_capacity = core.removal_capacity * 2 + 256
@@ -334,12 +331,34 @@ cdef void wd_unused(Core *core, int wd) noexcept nogil:
         wd_release(core, wd)
 
 
+cdef void wd_gone(Core *core, int wd) noexcept nogil:
+    """Note that the kernel has let a watch go."""
+    core.gone_wds[core.gone % GONE] = wd
+    store_u64(&core.gone, core.gone + 1)
+
+
+cdef bint wd_stands(Core *core, int wd, unsigned long long since) noexcept nogil:
+    """True if a watch that was asked for when ``since`` had gone is still there. With the lock held.
+
+    A watch is asked for without the lock, because a file system may keep whoever asks waiting. By the time that the
+    lock is held the directory may have been deleted, or the watch may have been another one's that was removed.
+    """
+    cdef const WdEntry *entry = wd_find(core, wd)
+    if entry != NULL and entry.mask & REMOVING:
+        return False
+    if core.gone - since > GONE:
+        return False
+    while since < core.gone:
+        if core.gone_wds[since % GONE] == wd:
+            return False
+        since += 1
+    return True
+
+
 cdef void wd_stray(Core *core, int wd, uint32_t mask) noexcept nogil:
-    """A watch was asked for on a path that turned out to lead to another inode: undo it where it was a new one."""
-    if wd_find(core, wd) == NULL:
-        inotify_rm_watch(core.inotify_fd, wd)
-    else:
-        wd_attach(core, wd, mask, 0)        # somebody else's: it is asked for more now
+    """A watch was asked for that turned out not to be wanted: have it removed, unless others use it."""
+    wd_attach(core, wd, mask, 0)
+    wd_unused(core, wd)
 
 
 cdef void wd_forget(Core *core, int wd) noexcept nogil:

@@ -5,7 +5,7 @@ The walker may be ahead of the reader: what it finds at a name may be there beca
 queue. So nothing is believed against the tree before a mark that is placed now has come out of the queue.
 """
 
-from libc.errno cimport ENOENT, ENOMEM, ESTALE
+from libc.errno cimport EAGAIN, ENOENT, ENOMEM, ESTALE
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
@@ -31,6 +31,7 @@ from argusd.engine.core cimport (
     fence_place,
     wd_attach,
     wd_detach,
+    wd_stands,
     wd_unused,
 )
 from argusd.engine.extent cimport bind, fit
@@ -132,6 +133,10 @@ cdef struct Visit:
     int fd                          # what stands there
     int wd                          # of that when it is to be listed, else -1
     bint new                        # what was found is to be concluded
+    bint quiet                      # it is asked for without the events that reading it causes
+    uint32_t mask                   # what it is asked for
+    unsigned long long since        # watches that had gone before it was
+    int watched                     # its watch descriptor, or a negative errno
     char name[256]
 
 cdef enum:
@@ -153,21 +158,27 @@ cdef int verified(Walk *walk, uint32_t node, int wd) noexcept nogil:
     return wd
 
 
-cdef bint found(Walk *walk, Look *look, int fd, int *wd, bint *elsewhere) noexcept nogil:
-    """The directory behind ``fd`` is, or was just now, where was looked: watch it.
+cdef bint found(Walk *walk, Visit *visit, bint *elsewhere) noexcept nogil:
+    """A directory that is watched by now is, or was just now, where was looked.
 
-    True when that is to be concluded. Else ``wd`` is set when the tree has just this directory here. ``elsewhere``: the
-    tree has it at another place.
+    True when that is to be concluded. Else ``visit.wd`` is set when the tree has just this directory here.
+    ``elsewhere``: the tree has it at another place.
     """
     cdef Core *core = walk.core
-    cdef uint32_t node = look.node
-    cdef uint32_t mask = wanted(walk.root.subscription, core.nodes[node].wd < 0), other
-    cdef int watched = add_watch(core, fd, mask)
-    if watched < 0 or wd_attach(core, watched, mask, 0) == NULL:
-        failed(walk, node, -watched if watched < 0 else ENOMEM)
+    cdef Look *look = visit.look
+    cdef uint32_t node = look.node, other
+    cdef int watched = visit.watched
+    if watched == -EAGAIN:
+        retry_push(core, node)
+        return False
+    if watched < 0:
+        failed(walk, node, -watched)
         return False
     if core.nodes[node].wd == watched:
-        wd[0] = watched
+        if visit.quiet:                 # another walk has armed it meanwhile
+            retry_push(core, node)
+        else:
+            visit.wd = watched
         return False
     other = other_place(core, node, watched)
     elsewhere[0] = other != 0
@@ -246,10 +257,22 @@ cdef int visit_begin(Walk *walk, const Job *job, const Visit *before, Visit *vis
     visit.parent_wd = core.nodes[visit.parent].wd
     memcpy(visit.name, core.nodes[node].name, <size_t>core.nodes[node].name_size + 1)
     visit.root = core.nodes[node].root
+    visit.quiet = core.nodes[node].wd < 0
+    visit.mask, visit.since, visit.watched = wanted(visit.root.subscription, visit.quiet), core.gone, -1
     # One that is watched already may be asked for what opening and closing it reports while it is open.
     visit.readable = core.noisy == 0 and core.nodes[node].wd < 0
     core_unlock(core)
     return LOOKED_AT
+
+
+cdef void take_watch(Core *core, Visit *visit) noexcept nogil:
+    """Note the watch that was asked for without the lock."""
+    if visit.watched < 0:
+        return
+    if not wd_stands(core, visit.watched, visit.since):
+        visit.watched = -EAGAIN
+    elif wd_attach(core, visit.watched, visit.mask, 0) == NULL:
+        visit.watched = -ENOMEM
 
 
 cdef bint visit_look(Walk *walk, Visit *visit) noexcept nogil:
@@ -269,7 +292,10 @@ cdef bint visit_look(Walk *walk, Visit *visit) noexcept nogil:
         visit.fd = below(visit.parent_fd, visit.name)
     if visit.fd >= 0 and walk.proven.valid:
         identify(visit.fd, &visit.look.found)
+    if visit.fd >= 0:
+        visit.watched = add_watch(core, visit.fd, visit.mask)
     core_lock(core)
+    take_watch(core, visit)
     if not node_is(core, node, visit.serial) or visit.root.subscription.cancelled:
         pass
     elif not node_is(core, parent, visit.parent_serial) or core.nodes[parent].wd != visit.parent_wd:
@@ -277,7 +303,7 @@ cdef bint visit_look(Walk *walk, Visit *visit) noexcept nogil:
     elif core.nodes[node].flags & (NODE_MOVED | NODE_LIMBO | NODE_DISPLACED):
         pass                            # events go on with it
     elif visit.fd >= 0:
-        visit.new = found(walk, visit.look, visit.fd, &visit.wd, &elsewhere)
+        visit.new = found(walk, visit, &elsewhere)
         if visit.wd >= 0:
             visit.wd = verified(walk, node, visit.wd)
     elif is_absence(-visit.fd):
@@ -286,6 +312,8 @@ cdef bint visit_look(Walk *walk, Visit *visit) noexcept nogil:
         failed(walk, node, -visit.fd)
     if not visit.new:
         look_end(core, visit.look)
+    if visit.watched > 0:
+        wd_unused(core, visit.watched)
     core_unlock(core)
     if visit.new and elsewhere and not visit.look.found.valid:
         identify(visit.fd, &visit.look.found)   # the look is nobody else's before it is concluded

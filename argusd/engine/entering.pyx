@@ -26,7 +26,7 @@ from libc.errno cimport EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, ESR
 from libc.stdlib cimport abort
 from libc.string cimport memcpy, memmove, memset, strlen
 
-from argusd.engine.opening cimport below, ended, lookup, place_open, process_open
+from argusd.engine.opening cimport below, has_ended, lookup, place_open, process_open
 from argusd.includes.linux cimport (
     CLONE_FS,
     CLONE_NEWNS,
@@ -83,16 +83,17 @@ cdef int openat2_missing() noexcept nogil:
     return 0
 
 
-cdef int entrance_init(Entrance *entrance, int way) noexcept nogil:
-    """Prepare the calling thread: it gets a working directory and a root of its own. 0 or an errno.
+cdef int entrance_init(Entrance *entrance, int way, bint apart) noexcept nogil:
+    """Prepare the calling thread: it needs a working directory and a root of its own. 0 or an errno.
 
-    Without CAP_SYS_ADMIN docker's seccomp profile forbids unshare(2) of any kind. openat2 can do without.
+    A process ``apart`` has them. A thread gets them, but without CAP_SYS_ADMIN docker's seccomp profile forbids
+    unshare(2) of any kind. openat2 can do without.
     """
     memset(entrance, 0, sizeof(Entrance))
     entrance.way = way
     entrance.root_fd = entrance.space_fd = entrance.home_space_fd = entrance.home_root_fd = -1
     entrance.home_fd = open(b".", O_PATH | O_DIRECTORY | O_CLOEXEC)
-    entrance.shared = unshare(CLONE_FS) != 0
+    entrance.shared = not apart and unshare(CLONE_FS) != 0
     if way == WAY_OPENAT2:
         return 0
     if entrance.shared:
@@ -136,18 +137,18 @@ cdef bint same_space(int one, int other) noexcept nogil:
             and first.st_dev == second.st_dev and first.st_ino == second.st_ino)
 
 
-cdef int entrance_open(Entrance *entrance, int pid, int pidfd) noexcept nogil:
+cdef int entrance_open(Entrance *entrance, const Place *place) noexcept nogil:
     """Turn to a container, by one of its processes; 0 or an errno, ESRCH when the process has ended."""
     cdef int error = 0
     entrance.denied = DENIED_NOTHING
-    entrance.root_fd = place_open(pid, pidfd)
+    entrance.root_fd = place_open(place)
     if entrance.root_fd < 0:
         error = -entrance.root_fd
     elif entrance.way == WAY_SETNS:
-        entrance.space_fd = process_open(pid, b"ns/mnt", O_RDONLY)
+        entrance.space_fd = process_open(place.pid, b"ns/mnt", O_RDONLY)
         if entrance.space_fd < 0:
             error = -entrance.space_fd
-        if ended(pidfd):
+        if has_ended(place):
             error = ESRCH
         elif not error and same_space(entrance.space_fd, entrance.home_space_fd):
             close_one(&entrance.space_fd)       # such as a process of the host: its root is all there is to enter

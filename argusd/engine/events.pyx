@@ -44,6 +44,7 @@ from argusd.engine.core cimport (
     monotonic_ns,
     wd_find,
     wd_forget,
+    wd_gone,
 )
 from argusd.engine.limbo cimport HELD_MAX, hold, limbo_any, limbo_free
 from argusd.engine.queues cimport Queue, queue_push, queue_return
@@ -354,6 +355,8 @@ cdef void handle(Reader *reader, const inotify_event *event) noexcept nogil:
         overflow(reader)
         return
     entry = wd_find(core, event.wd)
+    if event.mask & IN_IGNORED:
+        wd_gone(core, event.wd)
     if event.mask & IN_UNMOUNT:
         doubt_mounts(core, entry)
     if entry == NULL:                       # nobody's any more

@@ -42,7 +42,7 @@ cdef bint follow(Core *core, Root *root) noexcept nogil:
     cdef char target[4096]
     cdef char top[4096]
     cdef ssize_t size, top_size
-    cdef int fd = place_open(root.subscription.place.pid, root.subscription.place.pidfd)
+    cdef int fd = place_open(root.subscription.place)
     cdef char *path
     if fd < 0:
         return False

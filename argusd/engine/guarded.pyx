@@ -6,10 +6,10 @@ from libc.string cimport memchr, memcmp, strlen
 
 from argusd.engine.core cimport NOTICE_FOREIGN, NOTICE_UNGUARDED, core_lock, core_unlock
 from argusd.engine.entering cimport open_name
+from argusd.engine.home cimport guard_add, guard_check, guard_settle
 from argusd.engine.mounts cimport next_mount, read_all_mounts, read_mounts
 from argusd.engine.work cimport notice_push_path
-from argusd.guarding.check cimport guarded_check
-from argusd.guarding.guards cimport Guarded, guarded_add, guarded_look, guarded_settle
+from argusd.guarding.guards cimport Guarded, guarded_look
 from argusd.guarding.table cimport FOLDER, ITSELF, NAME
 from argusd.guarding.vetting cimport vetting_lists
 from argusd.includes.linux cimport AT_EMPTY_PATH, STATX_TYPE, S_ISDIR, close, readlinkat, statx, statx_t
@@ -79,7 +79,7 @@ cdef int guard_mounted(Walk *walk, Root *root, const Finding *finding) noexcept 
         name = mounted_name(seen, size, finding.real)
         fd = open_name(&walk.entrance, finding.fd, name) if name != NULL else -1
         if fd >= 0:
-            error = guarded_add(&root.guarded, ITSELF, fd, root.path, name, NULL)
+            error = guard_add(walk.twin, &root.guarded, ITSELF, fd, root.path, name, NULL)
             close(fd)
         if error == EXDEV:
             tell_foreign(walk, root)
@@ -115,7 +115,7 @@ cdef int guard_volume(Walk *walk, Root *root, const Finding *finding) noexcept n
     cdef int error, fd = open_volume(walk, finding.fd)
     if fd < 0:
         return 0
-    error = guarded_add(&root.guarded, FOLDER, fd, root.path, NULL, NULL)
+    error = guard_add(walk.twin, &root.guarded, FOLDER, fd, root.path, NULL, NULL)
     close(fd)
     return error
 
@@ -139,7 +139,8 @@ cdef int guard_root(Walk *walk, Root *root, const Finding *finding) noexcept nog
     cdef int error = 0, further = 0, step = 0
     have_mounts(walk, guarded, root.subscription.place.pid)
     if finding.fd >= 0:
-        error = guarded_add(guarded, FOLDER if finding.directory else ITSELF, finding.fd, root.path, NULL, NULL)
+        error = guard_add(walk.twin, guarded, FOLDER if finding.directory else ITSELF, finding.fd, root.path, NULL,
+                          NULL)
     if finding.fd >= 0 and finding.directory:
         if not error:
             error = guard_mounted(walk, root, finding)
@@ -147,15 +148,15 @@ cdef int guard_root(Walk *walk, Root *root, const Finding *finding) noexcept nog
             error = guard_volume(walk, root, finding)
     step = guarded.guard.step
     if finding.parent_fd >= 0 and not (finding.fd >= 0 and finding.directory):
-        further = guarded_add(guarded, NAME, finding.parent_fd, root.path, NULL, finding.name)
+        further = guard_add(walk.twin, guarded, NAME, finding.parent_fd, root.path, NULL, finding.name)
     if error == EXDEV or further == EXDEV:
         tell_foreign(walk, root)
         error = 0 if error == EXDEV else error
         further = 0 if further == EXDEV else further
     if error:
         guarded.guard.step = step
-    guarded_settle(guarded, not says_nothing(error) and not says_nothing(further))
+    guard_settle(walk.twin, guarded, not says_nothing(error) and not says_nothing(further))
     error = error or further
     if not error and walk.initial and finding.fd >= 0:
-        error = guarded_check(guarded, finding.fd)
+        error = guard_check(walk.twin, guarded, finding.fd)
     return error

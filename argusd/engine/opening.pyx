@@ -5,7 +5,8 @@ Facts about path lookup that shape this file:
 
 * A container's files are reached through /proc/PID/root; see entering.pyx for how its paths are looked up there. One
   name that is opened from the descriptor of its directory, without following links, needs neither of the two ways.
-* A process number says which process only while that process lives: its pidfd is asked after /proc/PID was opened.
+* A process number says which process only while that process lives. So the time at which the process started is read
+  after /proc/PID was opened: a walk, in a process of its own, does not have the pidfds that were opened since.
 * Where there are no pidfds a descriptor of the folder /proc/PID takes their place. It stays with its process too: after
   the end nothing can be opened through it, whoever has the number by then.
 * A process whose main thread has ended lives on in its other threads: its pidfd tells no end then. But its root, its
@@ -17,7 +18,7 @@ Facts about path lookup that shape this file:
 from libc.errno cimport EAGAIN, EINVAL, ENOENT, ENOTDIR, ESRCH, errno
 from libc.stdint cimport uint64_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport atol
+from libc.stdlib cimport strtoull
 from libc.string cimport memset
 
 from argusd.includes.linux cimport (
@@ -61,6 +62,8 @@ cdef enum:
     TOO_LONG = 300                  # more bytes than a file name can have
     READS_MAX = 16                  # of a process' list of threads, which may grow as fast as it is read
     TASKS = 2048                    # bytes of it at once
+    THREADS = 20                    # fields of proc_pid_stat(5)
+    START = 22
 
 
 cdef int lookup(int directory, const char *path, int flags, unsigned long long resolve) noexcept nogil:
@@ -90,33 +93,46 @@ cdef bint ended(int pidfd) noexcept nogil:
 
 cdef bint folder_ended(int folder) noexcept nogil:
     """Whether the process has ended whose folder in /proc this is; a zombie has. True for what is no folder."""
-    cdef char text[512]             # proc_pid_stat(5): number, command of up to 64 bytes in brackets, state, and so on
-    cdef char *bracket
-    cdef ssize_t size
     cdef int fd = openat(folder, b"stat", O_RDONLY | O_CLOEXEC)
     if fd < 0:
         return errno == ENOTDIR or errno == ENOENT or errno == ESRCH
-    size = read(fd, text, sizeof(text) - 1)
+    return start_in(fd) == 0
+
+
+cdef uint64_t start_in(int fd) noexcept nogil:
+    """When the process started whose proc_pid_stat(5) this is, which is closed; 0 when it has ended, or is a zombie."""
+    cdef char text[512]             # number, command of up to 64 bytes in brackets, state, and so on
+    cdef char *bracket
+    cdef ssize_t size = read(fd, text, sizeof(text) - 1)
     close(fd)
     if size <= 0:
-        return True
+        return 0
+    text[size] = 0
     bracket = <char *>memrchr(text, c')', <size_t>size)
     if bracket == NULL or bracket + 2 >= text + size:
-        return True
-    if bracket[2] != c'Z' and bracket[2] != c'X' and bracket[2] != c'x':
-        return False
-    text[size] = 0
-    return threads_in(bracket + 2) <= 1
+        return 0
+    if (bracket[2] == c'Z' or bracket[2] == c'X' or bracket[2] == c'x') and field_in(bracket + 2, THREADS) <= 1:
+        return 0
+    return field_in(bracket + 2, START)
 
 
-cdef long threads_in(const char *fields) noexcept nogil:
-    """The number of threads, from the rest of a line of proc_pid_stat(5) that begins with field 3."""
+cdef uint64_t field_in(const char *fields, int wanted) noexcept nogil:
+    """A number from the rest of a line of proc_pid_stat(5) that begins with field 3."""
     cdef int field = 3
-    while field < 20 and fields[0]:
+    while field < wanted and fields[0]:
         if fields[0] == c' ':
             field += 1
         fields += 1
-    return atol(fields)
+    return strtoull(fields, NULL, 10)
+
+
+cdef uint64_t process_start(int pid) noexcept nogil:
+    """When the process started that has the number now; 0 when it has ended."""
+    cdef char path[40]
+    cdef int fd
+    snprintf(path, sizeof(path), b"/proc/%d/stat", pid)
+    fd = open(path, O_RDONLY | O_CLOEXEC)
+    return start_in(fd) if fd >= 0 else 0
 
 
 cdef int process_open(int pid, const char *name, int flags) noexcept nogil:
@@ -162,13 +178,18 @@ cdef int thread_open(int pid, const char *name, int flags) noexcept nogil:
     return fd
 
 
-cdef int place_open(int pid, int pidfd) noexcept nogil:
+cdef bint has_ended(const Place *place) noexcept nogil:
+    """True if the container's process has ended, whoever has its number by now."""
+    return place.start == 0 or process_start(place.pid) != place.start
+
+
+cdef int place_open(const Place *place) noexcept nogil:
     """The root of a container's process, or a negative errno; ESRCH when the process has ended.
 
     The process is checked afterwards: while it lives, its number cannot have been given to another one.
     """
-    cdef int fd = process_open(pid, b"root", O_PATH | O_DIRECTORY)
-    if ended(pidfd):
+    cdef int fd = process_open(place.pid, b"root", O_PATH | O_DIRECTORY)
+    if has_ended(place):
         if fd >= 0:
             close(fd)
         return -ESRCH

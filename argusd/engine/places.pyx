@@ -9,7 +9,7 @@ from libc.errno cimport ENOMEM, errno
 from libc.stdlib cimport calloc, free
 
 from argusd.engine.core cimport core_lock, core_unlock
-from argusd.engine.opening cimport ended
+from argusd.engine.opening cimport ended, process_start
 from argusd.includes.linux cimport F_DUPFD_CLOEXEC, close, fcntl
 
 
@@ -25,6 +25,9 @@ cdef Place *place_new(int pid, int pidfd, int *error) noexcept nogil:
         error[0] = errno
         free(place)
         return NULL
+    place.start = process_start(pid)
+    if ended(place.pidfd):
+        place.start = 0             # that may have been another process: this one is found to have ended by each walk
     return place
 
 

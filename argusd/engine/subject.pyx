@@ -32,10 +32,12 @@ from argusd.engine.core cimport (
     core_unlock,
     fence_if_needed,
     wd_attach,
+    wd_stands,
+    wd_stray,
 )
 from argusd.engine.entering cimport open_name, open_plain_path
-from argusd.engine.following cimport follow
 from argusd.engine.guarded cimport Finding, guard_root
+from argusd.engine.home cimport followed_close, followed_copy, followed_keep, followed_moved
 from argusd.engine.listing cimport list_directory, listing_begin
 from argusd.engine.opening cimport add_watch, barrier, identify, same_file, watch_any
 from argusd.engine.tree cimport is_ignored, node_free_tree, node_is, node_new
@@ -44,21 +46,21 @@ from argusd.engine.window cimport window_open
 from argusd.engine.work cimport notice_push, root_push, root_unsettle
 from argusd.includes.linux cimport (
     AT_EMPTY_PATH,
-    F_DUPFD_CLOEXEC,
     IN_CREATE,
     IN_DELETE,
     IN_MOVED_FROM,
     IN_MOVED_TO,
     STATX_TYPE,
     close,
-    fcntl,
     readlinkat,
     statx,
     statx_t,
 )
 
+from argusd.includes.pthread cimport load_u64
 
 cdef enum:
+    ARMS_MAX = 8                    # times that a watch is asked for which goes in that very moment
     FOLLOWS_MAX = 16                # times in one look-up that a followed file is found to have moved on
     LINKS_MAX = 40                  # symbolic links in one look-up, as in the kernel
     STEPS_MAX = 1024                # names in one look-up, those of link targets included
@@ -160,21 +162,24 @@ cdef int anchor_here(Search *search, Walk *walk, Root *root, const char *name, b
     """Watch the directory reached for what happens to ``name``; 0 or an errno."""
     cdef Core *core = walk.core
     cdef Anchor *anchor
-    cdef int wd, error = 0
+    cdef unsigned long long since = load_u64(&core.gone)
+    cdef int error = 0, wd = add_watch(core, search.fd, STEP_EVENTS)
+    if wd < 0:
+        return -wd
     core_lock(core)
-    if not root.subscription.cancelled:
-        wd = add_watch(core, search.fd, STEP_EVENTS)
-        if wd < 0:
-            error = -wd
-        else:
-            search.step_wd = wd
-            memcpy(search.step_name, name, strlen(name) + 1)
-            wd_attach(core, wd, STEP_EVENTS, 0)
-            anchor = anchor_add(core, root, wd, name, strlen(name), last)
-            if anchor == NULL:
-                error = ENOMEM
-            elif anchor.fresh:
-                anchor.mark = <uint32_t>fence_if_needed(core)
+    if not wd_stands(core, wd, since):
+        error = EAGAIN
+    elif root.subscription.cancelled:
+        wd_stray(core, wd, STEP_EVENTS)
+    else:
+        search.step_wd = wd
+        memcpy(search.step_name, name, strlen(name) + 1)
+        wd_attach(core, wd, STEP_EVENTS, 0)
+        anchor = anchor_add(core, root, wd, name, strlen(name), last)
+        if anchor == NULL:
+            error = ENOMEM
+        elif anchor.fresh:
+            anchor.mark = <uint32_t>fence_if_needed(core)
     core_unlock(core)
     return error
 
@@ -195,7 +200,10 @@ cdef void settle_presence(Core *core, Root *root, const char *name, bint found) 
 cdef int go_name(Search *search, Walk *walk, Root *root, const char *name, bint last) noexcept nogil:
     """One step of the look-up; 0 or an errno, ENOENT with the anchor standing."""
     cdef statx_t status
-    cdef int fd, error = anchor_here(search, walk, root, name, last)
+    cdef int fd, tries = 0, error = EAGAIN
+    while error == EAGAIN and tries < ARMS_MAX:
+        error = anchor_here(search, walk, root, name, last)
+        tries += 1
     if error:
         return error
     fd = open_name(&walk.entrance, search.fd, name)
@@ -262,20 +270,45 @@ cdef bint is_transient(int error) noexcept nogil:
     return is_shortage(error) or error == ENOSPC
 
 
-cdef void hold_followed(Root *root, int fd, bint initial) noexcept nogil:
+# The watch of what a path was found to stand for, before the tree knows of it.
+cdef struct Arms:
+    uint32_t mask
+    uint64_t born                   # a mark from before it was asked for
+    unsigned long long since        # watches that had gone before it was
+    int wd                          # or a negative errno
+    int followed                    # number, at home, of the descriptor of a followMove subject; later of the one before
+
+
+cdef void arms_take(Walk *walk, Root *root, const Search *search, Arms *arms) noexcept nogil:
+    """Ask the kernel to watch what was found. A file system may keep us waiting: without the lock."""
+    cdef Core *core = walk.core
+    arms.mask = wanted(root.subscription, search.directory and root.subscription.recursive)
+    core_lock(core)
+    arms.born, arms.since = fence_if_needed(core), core.gone
+    core_unlock(core)
+    arms.wd = watch_any(core, search.fd, arms.mask)
+    if arms.wd >= 0 and root.subscription.follow_move:
+        arms.followed = followed_keep(walk.twin, search.fd)
+
+
+cdef void hold_followed(Root *root, Arms *arms, bint initial) noexcept nogil:
     cdef int *place = &root.follow_fd if initial else &root.next_follow_fd
-    if place[0] >= 0:
-        close(place[0])
-    place[0] = fd
+    cdef int before = place[0]
+    place[0] = arms.followed
+    arms.followed = before
 
 
-cdef uint32_t arm_found(Walk *walk, Root *root, Search *search, int *error) noexcept nogil:
-    """Watch what the path stands for. With the lock held; the new node, or 0 when it is the one watched already."""
+cdef uint32_t arm_found(Walk *walk, Root *root, Search *search, Arms *arms, int *error) noexcept nogil:
+    """Take in the watch of what the path stands for.
+
+    With the lock held; the new node, or 0 when it is the one watched already.
+    """
     cdef Core *core = walk.core
     cdef bint tree = search.directory and root.subscription.recursive
-    cdef uint32_t mask = wanted(root.subscription, tree), node
-    cdef uint64_t born = fence_if_needed(core)
-    cdef int wd = watch_any(core, search.fd, mask)
+    cdef uint32_t mask = arms.mask, node
+    cdef int wd = arms.wd
+    if wd >= 0 and not wd_stands(core, wd, arms.since):
+        wd = -EAGAIN
     if wd < 0:
         error[0] = -wd
         return 0
@@ -293,7 +326,7 @@ cdef uint32_t arm_found(Walk *walk, Root *root, Search *search, int *error) noex
     if node == 0 or wd_attach(core, wd, mask, node) == NULL:
         error[0] = ENOMEM
         return 0
-    core.nodes[node].mark = <uint32_t>born
+    core.nodes[node].mark = <uint32_t>arms.born
     if walk.initial:
         core.nodes[node].flags |= NODE_FIRST
         root.top = node
@@ -305,7 +338,7 @@ cdef uint32_t arm_found(Walk *walk, Root *root, Search *search, int *error) noex
             if search.directory and root.subscription.guard == NULL:
                 window_open(core, node)
     if root.subscription.follow_move:
-        hold_followed(root, fcntl(search.fd, F_DUPFD_CLOEXEC, 0), walk.initial)
+        hold_followed(root, arms, walk.initial)
     if search.directory:
         root.subscription.directories += 1
     if search.directory and (tree or not walk.initial) and root.subscription.guard == NULL:
@@ -324,7 +357,8 @@ cdef void settle_own(Core *core, Root *root, const Search *search) noexcept nogi
     core_unlock(core)
 
 
-cdef uint32_t take_result(Walk *walk, Root *root, Search *search, const Identity *found, int *error) noexcept nogil:
+cdef uint32_t take_result(Walk *walk, Root *root, Search *search, const Identity *found, Arms *arms,
+                          int *error) noexcept nogil:
     """Put what a look-up found, or that it found nothing, into the root. With the lock held; a node to be listed."""
     cdef Core *core = walk.core
     cdef uint32_t node = 0
@@ -337,8 +371,8 @@ cdef uint32_t take_result(Walk *walk, Root *root, Search *search, const Identity
         root.real.size = 0
         buffer_add(&root.real, search.real.data, search.real.size)
         root.found = found[0]
-        node = arm_found(walk, root, search, error)
-        if is_transient(error[0]):
+        node = arm_found(walk, root, search, arms, error)
+        if is_transient(error[0]) or error[0] == EAGAIN:
             root.found = root.known
     elif root.next_top:
         node_free_tree(core, root.next_top)
@@ -357,16 +391,16 @@ cdef void make_loud(Walk *walk, Root *root, uint32_t node, uint32_t serial) noex
     """The last step of a first walk: the subject path itself gets the events that the walk would have caused."""
     cdef Core *core = walk.core
     cdef uint32_t mask = wanted(root.subscription, False)
+    cdef unsigned long long since = load_u64(&core.gone)
     cdef int wd, fd = node_open(walk, node, serial)
     if fd < 0:
         return
-    core_lock(core)
-    if node_is(core, node, serial):
-        wd = add_watch(core, fd, mask)
-        if wd >= 0:
-            wd_attach(core, wd, mask, 0)
-    core_unlock(core)
+    wd = add_watch(core, fd, mask)
     close(fd)
+    core_lock(core)
+    if wd >= 0 and wd_stands(core, wd, since):
+        wd_stray(core, wd, mask)
+    core_unlock(core)
 
 
 cdef bint stays_beyond(Walk *walk, Root *root) noexcept nogil:
@@ -433,11 +467,10 @@ cdef bint strayed(Walk *walk, Root *root, const Search *search, int error) noexc
     cdef Core *core = walk.core
     cdef Identity followed, found
     cdef bint moved
-    cdef int fd = -1
-    core_lock(core)
-    if root.follow_fd >= 0 and not walk.initial and not root.subscription.cancelled:
-        fd = fcntl(root.follow_fd, F_DUPFD_CLOEXEC, 0)
-    core_unlock(core)
+    cdef int fd
+    if walk.initial or not root.subscription.follow_move:
+        return False
+    fd = followed_copy(walk.twin, core, root)
     if fd < 0:
         return False
     found.valid = False
@@ -445,11 +478,7 @@ cdef bint strayed(Walk *walk, Root *root, const Search *search, int error) noexc
         identify(search.fd, &found)
     moved = identify(fd, &followed) and not same_file(&followed, &found)
     close(fd)
-    if moved:
-        core_lock(core)
-        moved = root.follow_fd >= 0 and follow(core, root)
-        core_unlock(core)
-    return moved
+    return moved and followed_moved(walk.twin, core, root)
 
 
 cdef int look_up(Walk *walk, Root *root) noexcept nogil:
@@ -460,6 +489,7 @@ cdef int look_up(Walk *walk, Root *root) noexcept nogil:
     cdef Core *core = walk.core
     cdef Search search
     cdef Identity found
+    cdef Arms arms
     cdef uint32_t node = 0, serial = 0
     cdef int wd = -1, tries = 0, unguarded = 0, error = walk_enter(walk, root)
     cdef bint tree
@@ -479,16 +509,22 @@ cdef int look_up(Walk *walk, Root *root) noexcept nogil:
         error = ENOTDIR
     if root.subscription.guard != NULL and (not error or is_missing(error)):
         unguarded = hand_over(walk, root, &search, error)
+    memset(&arms, 0, sizeof(arms))
+    arms.wd = arms.followed = -1
     if not error:
         identify(search.fd, &found)
+        arms_take(walk, root, &search, &arms)
     core_lock(core)
     if root.subscription.cancelled:
         error = ESRCH
     else:
-        node = take_result(walk, root, &search, &found, &error)
+        node = take_result(walk, root, &search, &found, &arms, &error)
         if node:
             serial = core.nodes[node].serial
             wd = core.nodes[node].wd
+        if walk.initial and error == EAGAIN:
+            error = ENOENT              # it went in that moment: looked up again when this walk is over
+            root.called = True
         if not walk.initial:
             root_unsettle(core, root)
             if error == EAGAIN:
@@ -498,7 +534,10 @@ cdef int look_up(Walk *walk, Root *root) noexcept nogil:
             if unguarded:
                 notice_push(core, NOTICE_UNGUARDED, root.subscription.number, unguarded, root.guarded.guard.step,
                             root.next_top if root.next_top else root.top)
+    if arms.wd >= 0 and wd_stands(core, arms.wd, arms.since):
+        wd_stray(core, arms.wd, arms.mask)          # unless it was taken in
     core_unlock(core)
+    followed_close(walk.twin, arms.followed)
     if walk.initial and is_transient(error):
         walk.error = error
     tree = (node and search.directory and (root.subscription.recursive or not walk.initial)

@@ -5,6 +5,7 @@ from libc.stdint cimport uint32_t
 from argusd._records cimport Buffer
 from argusd.engine.core cimport Core, Identity, Job, Look, Root, Subscription
 from argusd.engine.entering cimport Entrance
+from argusd.twins cimport Twin, twin_body
 
 cdef enum:
     CHAIN = 32                      # directories kept open during a walk, so that a child is opened from its parent
@@ -12,6 +13,7 @@ cdef enum:
 
 # One thread's walk. Between two pieces of work nothing stays open in it.
 cdef struct Walk:
+    Twin *twin                      # in which it runs
     Core *core
     Root *root                      # of the tree that the descriptors belong to
     Entrance entrance               # into the container
@@ -37,7 +39,8 @@ cdef struct Walk:
     Buffer unreadable               # path of the first directory that we may not read or watch
     bint initial                    # the first walk of a subscription: errors are the caller's to tell
 
-cdef int walk_init(Walk *walk, Core *core) noexcept nogil
+cdef void walk_twin(Twin *twin, Core *core, twin_body body, void *argument) noexcept nogil
+cdef int walk_init(Walk *walk, Core *core, Twin *twin) noexcept nogil
 cdef void chain_push(Walk *walk, uint32_t node, uint32_t serial, int fd) noexcept nogil
 cdef void walk_leave(Walk *walk) noexcept nogil
 cdef void walk_free(Walk *walk) noexcept nogil

@@ -25,11 +25,12 @@ from argusd.engine.core cimport (
     NODE_ORPHAN,
     NOTICE_LIMIT,
     RELEASED,
-    WdEntry,
+    REMOVING,
     core_lock,
     core_unlock,
     fence_place,
     wd_find,
+    wd_stands,
     wd_stray,
 )
 from argusd.engine.entering cimport (
@@ -41,23 +42,35 @@ from argusd.engine.entering cimport (
     open_path,
     open_plain_path,
 )
+from argusd.engine.home cimport followed_copy
 from argusd.engine.opening cimport add_watch
 from argusd.engine.tree cimport node_is, node_path
 from argusd.engine.work cimport job_push, look_end, notice_push, retry_push
-from argusd.includes.linux cimport F_DUPFD_CLOEXEC, close, fcntl, usleep
+from argusd.includes.linux cimport close, usleep
 from argusd.includes.pthread cimport load_int, store_int
+from argusd.twins cimport twin_keep
 
 
 cdef enum:
     CHUNK = 3000                    # bytes of a relative path looked up at once; the kernel takes 4095
 
 
-cdef int walk_init(Walk *walk, Core *core) noexcept nogil:
-    """Prepare the calling thread for walks. 0 or an errno."""
+cdef void walk_twin(Twin *twin, Core *core, twin_body body, void *argument) noexcept nogil:
+    """Prepare a twin for walks: it has what it takes to watch, and to wake the reader and Python."""
+    memset(twin, 0, sizeof(Twin))
+    twin.body, twin.argument, twin.name = body, argument, b"argusd-walk"
+    twin_keep(twin, core.inotify_fd)
+    twin_keep(twin, core.fence_fds[0])
+    twin_keep(twin, core.fence_fds[1])
+    twin_keep(twin, core.told_fd)
+
+
+cdef int walk_init(Walk *walk, Core *core, Twin *twin) noexcept nogil:
+    """Prepare for walks in a twin. 0 or an errno."""
     cdef int error
     memset(walk, 0, sizeof(Walk))
-    walk.core = core
-    error = entrance_init(&walk.entrance, core.way)
+    walk.core, walk.twin = core, twin
+    error = entrance_init(&walk.entrance, core.way, twin.apart)
     if walk.entrance.shared:
         store_int(&core.shared, 1)
     walk.entries = <char *>malloc(ENTRIES)
@@ -120,7 +133,7 @@ cdef int walk_enter(Walk *walk, Root *root) noexcept nogil:
     if walk.root == root:
         return 0
     walk_leave(walk)
-    error = entrance_open(&walk.entrance, root.subscription.place.pid, root.subscription.place.pidfd)
+    error = entrance_open(&walk.entrance, root.subscription.place)
     if not error:
         walk.root = root
     return error
@@ -174,18 +187,23 @@ cdef int descend(Walk *walk, int fd) noexcept nogil:
 cdef bint is_same(Walk *walk, uint32_t node, uint32_t serial, int fd) noexcept nogil:
     """Is the directory behind ``fd`` the one that ``node`` watches?"""
     cdef Core *core = walk.core
-    cdef WdEntry *entry
-    cdef uint32_t mask
+    cdef unsigned long long since
+    cdef uint32_t mask = 0
     cdef int wd = -1
     cdef bint same = False
     core_lock(core)
+    since = core.gone
     if node_is(core, node, serial) and core.nodes[node].wd >= 0:
-        entry = wd_find(core, core.nodes[node].wd)
-        mask = entry.mask & ~<uint32_t>(ANCHORED | LOOKED | RELEASED)
+        mask = wd_find(core, core.nodes[node].wd).mask & ~<uint32_t>(ANCHORED | LOOKED | RELEASED | REMOVING)
+    core_unlock(core)
+    if mask:
         wd = add_watch(core, fd, mask)
-        same = wd == core.nodes[node].wd
-        if wd >= 0 and not same:
-            wd_stray(core, wd, mask)
+    if wd < 0:
+        return False
+    core_lock(core)
+    if wd_stands(core, wd, since):
+        same = node_is(core, node, serial) and core.nodes[node].wd == wd
+        wd_stray(core, wd, mask)        # asked for more by now, or somebody else's, or nobody's
     core_unlock(core)
     return same
 
@@ -206,12 +224,14 @@ cdef bint real_path(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
 cdef int top_open(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     """Open the directory that the subject path stands for, or that it follows; a negative errno on failure."""
     cdef int fd = -1
+    cdef bint beyond
     core_lock(walk.core)
     walk.top_path.size = 0
     buffer_add(&walk.top_path, walk.root.path, walk.root.path_size + 1)
-    if walk.root.beyond and walk.root.follow_fd >= 0:       # no path leads there
-        fd = fcntl(walk.root.follow_fd, F_DUPFD_CLOEXEC, 0)
+    beyond = walk.root.beyond and walk.root.follow_fd >= 0
     core_unlock(walk.core)
+    if beyond:                      # no path leads there
+        fd = followed_copy(walk.twin, walk.core, walk.root)
     if fd >= 0 or walk.top_path.failed:
         return fd if fd >= 0 else -ENOMEM
     fd = open_path(&walk.entrance, walk.top_path.data)

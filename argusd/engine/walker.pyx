@@ -16,6 +16,7 @@ from argusd.engine.core cimport (
     LOOKED,
     NODE_RESCAN,
     RELEASED,
+    REMOVING,
     Core,
     Job,
     Name,
@@ -29,6 +30,7 @@ from argusd.engine.core cimport (
     monotonic_ns,
     wd_find,
     wd_forget,
+    wd_gone,
 )
 from argusd.engine.directory cimport drain_stack, finish, step
 from argusd.engine.listing cimport expect_echoes, list_directory, listing_begin
@@ -44,6 +46,7 @@ from argusd.engine.walk cimport (
     walk_free,
     walk_init,
     walk_leave,
+    walk_twin,
 )
 from argusd.engine.window cimport echoes_end, rescan_window
 from argusd.engine.work cimport drop_stale, place_due, swap_due, swap_take
@@ -72,12 +75,14 @@ from argusd.includes.pthread cimport (
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
+from argusd.twins cimport Twin, twin_run
 
 
 cdef enum:
     PATH_SIZE = 4096
     STRETCH_NS = 50 * 1000 * 1000   # of work; then what is due by time has its turn, and watches are given back
     SLICE = 4096                    # nodes that are marked with the lock held
+    REMOVED_AT_ONCE = 64            # unused watches
 
 
 cdef void do_job(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
@@ -238,20 +243,33 @@ cdef void do_swap(Walk *walk, Swap *swap) noexcept nogil:
 
 
 cdef bint remove_watches(Core *core) noexcept nogil:
-    """Give some unused watches back to the kernel; a few at a time, since each leaves an event in the queue."""
+    """Give some unused watches back to the kernel; a few at a time, since each leaves an event in the queue.
+
+    Called and left with the lock held, but not while the kernel lets the inodes go: that may wait for a file system.
+    """
     cdef WdEntry *entry
-    cdef int count = 0
-    cdef int wd
-    while core.removal_count and count < core.pace:
+    cdef int wds[REMOVED_AT_ONCE]
+    cdef int count = 0, tried = 0, wd, i
+    while core.removal_count and tried < min(core.pace, REMOVED_AT_ONCE):
         core.removal_count -= 1
+        tried += 1
         wd = core.removals[core.removal_count]
         entry = wd_find(core, wd)
-        if entry != NULL:
-            entry.mask &= ~<uint32_t>RELEASED
-        if entry != NULL and entry.first == 0 and not entry.mask & (ANCHORED | LOOKED):
-            wd_forget(core, wd)
-            inotify_rm_watch(core.inotify_fd, wd)
-        count += 1
+        if entry == NULL:
+            continue
+        entry.mask &= ~<uint32_t>RELEASED
+        if entry.first == 0 and not entry.mask & (ANCHORED | LOOKED | REMOVING):
+            entry.mask |= REMOVING
+            wds[count] = wd
+            count += 1
+    if count:
+        pthread_mutex_unlock(&core.data)
+        for i in range(count):
+            inotify_rm_watch(core.inotify_fd, wds[i])
+        pthread_mutex_lock(&core.data)
+    for i in range(count):
+        wd_forget(core, wds[i])
+        wd_gone(core, wds[i])
     return core.removal_count > 0
 
 
@@ -322,12 +340,22 @@ cdef void wait_for_work(Core *core, int64_t until_ns) noexcept nogil:
 
 
 cdef void *walker(void *argument) noexcept nogil:
-    """The life of the walker thread: what the reader found changed, mounts, and watches that nobody uses any more."""
+    """The body of the walker thread."""
+    cdef Core *core = <Core *>argument
+    cdef Twin twin
+    walk_twin(&twin, core, work_on, core)
+    if twin_run(&twin) != 0:
+        work_on(&twin, core)            # no process can be made: better to walk at a risk than not at all
+    return NULL
+
+
+cdef void work_on(Twin *twin, void *argument) noexcept nogil:
+    """The life of the walker: what the reader found changed, mounts, and watches that nobody uses any more."""
     cdef Core *core = <Core *>argument
     cdef Walk walk
     cdef int64_t mounts_ns, begun_ns
     cdef bint busy
-    cdef int error = walk_init(&walk, core)
+    cdef int error = walk_init(&walk, core, twin)
     # The reader may wait for the lock while this thread has it: it must not lose the processor then. May fail.
     setpriority(PRIO_PROCESS, <unsigned int>syscall(SYS_gettid), -19)
     pthread_mutex_lock(&core.data)
@@ -355,4 +383,3 @@ cdef void *walker(void *argument) noexcept nogil:
             wait_for_work(core, mounts_ns)
     pthread_mutex_unlock(&core.data)
     walk_free(&walk)
-    return NULL

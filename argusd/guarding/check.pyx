@@ -3,13 +3,14 @@
 
 That open is refused: no file system is asked for the file, nothing is read, nobody else hears of it. But the kernel
 may ask others first, and on a file system with a server it opens the file for the responder before that is asked. Since
-either may take for ever, the open is left to a thread of its own, for which nobody waits long.
+either may take for ever, the open is left to a process of its own (twins.pyx), for which nobody waits long.
 """
 
 from libc.errno cimport EIO, ENOMEM, ETIMEDOUT, errno
 from libc.stdint cimport uint32_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from argusd.guarding.guards cimport STEP_CHECK, Guard, is_file
@@ -43,6 +44,7 @@ from argusd.includes.pthread cimport (
     store_int,
 )
 from argusd.threads cimport thread_begin
+from argusd.twins cimport Twin, twin_keep, twin_run
 
 
 cdef enum:
@@ -53,6 +55,7 @@ cdef enum:
 # An open on its way. The thread frees it.
 cdef struct Attempt:
     int fd
+    int error
 
 
 cdef int waiting = 0                # how many threads are at it
@@ -70,9 +73,20 @@ cdef int open_once(int fd) noexcept nogil:
     return EIO
 
 
-cdef void *attempt_open(void *argument) noexcept nogil:
+cdef void open_apart(Twin *twin, void *argument) noexcept nogil:
     cdef Attempt *attempt = <Attempt *>argument
-    cdef size_t error = <size_t>open_once(attempt.fd)
+    attempt.error = open_once(attempt.fd)
+
+
+cdef void *attempt_open(void *argument) noexcept nogil:
+    """The body of a thread that waits for an open."""
+    cdef Attempt *attempt = <Attempt *>argument
+    cdef Twin twin
+    cdef size_t error
+    memset(&twin, 0, sizeof(Twin))
+    twin.body, twin.argument, twin.name = open_apart, attempt, b"argusd-check"
+    twin_keep(&twin, attempt.fd)
+    error = <size_t>twin_run(&twin) or <size_t>attempt.error
     close(attempt.fd)
     free(attempt)
     add_int(&waiting, -1)
@@ -80,7 +94,7 @@ cdef void *attempt_open(void *argument) noexcept nogil:
 
 
 cdef int open_patiently(int fd) noexcept nogil:
-    """Likewise, on a thread of its own; ETIMEDOUT when it takes long."""
+    """Likewise, in a process of its own; ETIMEDOUT when it takes long."""
     cdef Attempt *attempt = <Attempt *>malloc(sizeof(Attempt))
     cdef pthread_t thread
     cdef timespec until

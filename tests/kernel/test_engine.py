@@ -203,7 +203,8 @@ def used_watches() -> int:
     total = 0
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if process.stat().st_uid == 0:
+            # A process that walks for a daemon has the daemon's instance, not one of its own.
+            if process.stat().st_uid == 0 and (process / "comm").read_text() != "argusd-walk\n":
                 total += sum(watch_counts(process / "fdinfo"))
     return total
 
