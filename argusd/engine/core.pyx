@@ -172,7 +172,7 @@ cdef bint fence_watch(Core *core) noexcept nogil:
 
 
 cdef void fence_reset(Core *core) noexcept nogil:
-    """After an overflow some marks are lost: all of them have passed when the first one on the other file has.
+    """After an overflow some marks are lost: all have passed when the first one on the other file has.
 
     Not before: events that came after some of them are still to come as well. The kernel gives a new watch a number that
     the last one of that file did not have. The new watch comes before the old one goes: others may be waiting for every

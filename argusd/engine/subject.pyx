@@ -40,7 +40,7 @@ from argusd.engine.guarded cimport Finding, guard_root
 from argusd.engine.home cimport followed_close, followed_copy, followed_keep, followed_moved
 from argusd.engine.listing cimport list_directory, listing_begin
 from argusd.engine.opening cimport add_watch, barrier, identify, same_file, watch_any
-from argusd.engine.tree cimport is_ignored, node_free_tree, node_is, node_new
+from argusd.engine.tree cimport is_ignored, node_free_tree, node_new
 from argusd.engine.walk cimport chain_push, is_absence, is_shortage, node_open, walk_enter
 from argusd.engine.window cimport window_open
 from argusd.engine.work cimport notice_push, root_push, root_unsettle
@@ -276,7 +276,7 @@ cdef struct Arms:
     uint64_t born                   # a mark from before it was asked for
     unsigned long long since        # watches that had gone before it was
     int wd                          # or a negative errno
-    int followed                    # number, at home, of the descriptor of a followMove subject; later of the one before
+    int followed                    # number, at home, of a followMove subject's descriptor; later of the one before
 
 
 cdef void arms_take(Walk *walk, Root *root, const Search *search, Arms *arms) noexcept nogil:
