@@ -174,9 +174,9 @@ cdef bint fence_watch(Core *core) noexcept nogil:
 cdef void fence_reset(Core *core) noexcept nogil:
     """After an overflow some marks are lost: all have passed when the first one on the other file has.
 
-    Not before: events that came after some of them are still to come as well. The kernel gives a new watch a number that
-    the last one of that file did not have. The new watch comes before the old one goes: others may be waiting for every
-    watch that is given back. There are two files from the start, because whoever walks has them under the same numbers.
+    Not before: events that came after some of them are still to come as well. The kernel gives the new watch another
+    number than that file had before. It comes before the old one goes: others may be waiting for every watch that is
+    given back. Both files are there from the start, so that every walk has them under the same numbers.
     """
     cdef int old_wd = core.fence_wd
     core.fence_at ^= 1
