@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
@@ -88,12 +89,16 @@ class PodCalls(Generic[SubjectT, _ConfigT]):
     async def create(self, message: bytes, context: Context) -> bytes:
         """Find the containers, then watch or guard them."""
         answer_by = _answer_by(context)
-        request = self._parse(self._decoded(message))
+        request = self.parse(message)
         containers = await self._finder.containers_of(request, answer_by)
         for warning in request.warnings:
             logger.warning("%s", warning, extra={"pod": request.pod_name, "node": request.node_name})
         handle = await self._whole(self._registry.create(request, containers, answer_by))
         return self._encoded(handle).SerializeToString()
+
+    def parse(self, message: bytes) -> Request[SubjectT]:
+        """Return the request that a message is. Raises InvalidRequest."""
+        return dataclasses.replace(self._parse(self._decoded(message)), source=message)
 
     async def destroy(self, message: bytes) -> None:
         """Stop what the request means; nothing found is not an error."""

@@ -15,12 +15,12 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from argusd import cgroups, pidfiles, processes
 
-__all__ = ["AmbiguousId", "Container", "find", "open_pid"]
+__all__ = ["AmbiguousId", "Container", "find", "find_below", "open_again", "open_pid"]
 
 _ID: Final = re.compile(r"[0-9a-f]{12,64}", re.ASCII)
 _FULL: Final = 64
@@ -119,6 +119,27 @@ def find(ids: Sequence[str]) -> dict[str, Container]:
             container.close()
         raise
     return {short: found[short] for short in ids if short in found}
+
+
+def find_below(full: str, directories: Iterable[bytes]) -> Container | None:
+    """Find the container ``full``, whose cgroups are ``directories``; None while no process is in them."""
+    pids: set[int] = set()
+    for directory in directories:
+        pids |= cgroups.pids_below(directory)
+    candidate = _choose(_confirmed(full, pids))
+    return _hold(full, candidate) if candidate is not None else None
+
+
+def open_again(full: str, pid: int, start_time: int) -> Container | None:
+    """Hold a container that was known before, ``full`` or by its process alone; None when that has ended."""
+    try:
+        container = open_pid(pid)
+    except ProcessLookupError:
+        return None
+    if container.start_time != start_time or (full and full.encode() not in cgroups.depths(pid)):
+        container.close()
+        return None
+    return replace(container, id=full)
 
 
 def open_pid(pid: int) -> Container:

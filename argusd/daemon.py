@@ -18,6 +18,7 @@ from argusd._fanotify import Guards
 from argusd._inotify import COUNTED, Engine
 from argusd._output import Output
 from argusd.arming import Arming
+from argusd.discovery import Discovery
 from argusd.flags import Settings
 from argusd.guards import GuardService
 from argusd.kinds import GuardKind, WatchKind
@@ -28,6 +29,7 @@ from argusd.refusals import reason
 from argusd.registry import Registry
 from argusd.server import AddressError, Server, Service
 from argusd.signals import Signals
+from argusd.state import State
 from argusd.watches import WatchService
 
 __all__ = ["StartError", "run"]
@@ -88,30 +90,37 @@ class _Served:
         self.guards: Guards | None = None
         self.marker: Marker | None = None
         self.guarded: Callable[[], list[str]] = list
+        self.discovery = Discovery()
+        self.state = State(settings.state_dir, settings.services)
         if "argus" in settings.services:
             self._watch(engine)
         else:
             engine.want_counts(False)
         if "janus" in settings.services:
-            self._guard(engine, output, settings.log_dir)
+            self._guard(engine, output, settings.state_dir or settings.log_dir)
 
     def _watch(self, engine: Engine) -> None:
         self.metrics = Metrics(engine, COUNTED)
         arming = Arming(engine, WatchKind(engine, self.metrics))
         self.armings.append(arming)
-        self.services.append(WatchService(Registry(arming), self.metrics).service())
+        registry = Registry(arming, self.discovery)
+        service = WatchService(registry, self.metrics)
+        self.services.append(service.service())
+        self.state.add("argus", registry, service.parse)
 
-    def _guard(self, engine: Engine, output: Output, log_dir: str) -> None:
+    def _guard(self, engine: Engine, output: Output, marker_dir: str) -> None:
         try:
             self.guards = Guards(output)
         except OSError as error:
             raise StartError(f"No guards: {reason(error)}") from error
         arming = Arming(engine, GuardKind(engine, self.guards))
-        registry = Registry(arming)
+        registry = Registry(arming, self.discovery)
         self.guarded = registry.armed
-        self.marker = Marker(log_dir, self.guarded)
+        self.marker = Marker(marker_dir, self.guarded)
         self.armings.append(arming)
-        self.services.append(GuardService(registry, self.marker).service())
+        service = GuardService(registry, self.marker)
+        self.services.append(service.service())
+        self.state.add("janus", registry, service.parse)
 
     def close(self) -> None:
         """Take all guards away. Before the engine is closed: nothing must wait for an answer while that goes on."""
@@ -142,6 +151,9 @@ class _Daemon:
     ) -> None:
         if served.marker is not None:
             await served.marker.look_back()  # before a call can write a new one
+        await served.state.resume()
+        if served.marker is not None:
+            await served.marker.update()
         server = Server(served.services, descriptors.limit(), with_reflection=self._settings.reflection)
         try:
             address = await server.start(self._settings.address, credentials)
@@ -190,6 +202,7 @@ class _Daemon:
         own = ThreadPoolExecutor(1, thread_name_prefix="end")  # the loop's threads may all be looking for containers
         stopping = asyncio.create_task(server.stop(_STREAMS_S))
         await asyncio.sleep(0)
+        served.discovery.close()
         for arming in served.armings:
             arming.close()
         if guarded := served.guarded():

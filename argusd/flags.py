@@ -61,6 +61,7 @@ class Settings:
     log: str = "auto"
     log_dir: str = "/tmp"  # noqa: S108  (the documented default; the file in it is opened without following links)
     max_queued_events: int = 0
+    state_dir: str = ""
     v: int = 0
     reflection: bool = False
 
@@ -151,6 +152,7 @@ _FLAGS: Final = {
             "services", "string", _services, "What to serve: argus (watches), janus (guards) or both, as argus,janus.",
             ", ".join(KNOWN_SERVICES),
         ),
+        _Flag("state_dir", "string", str, "Directory that keeps what is watched and guarded across restarts."),
         _Flag("tls", "bool", _boolean, "Serve mutual TLS: a client certificate is required and verified."),
         _Flag("tlscafile", "string", str, "PEM file: the certificate authorities of the clients."),
         _Flag("tlscertfile", "string", str, "PEM file: the certificate of this server."),

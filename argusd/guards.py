@@ -11,7 +11,7 @@ from argusd.marker import Marker
 from argusd.proto import janus_pb2
 from argusd.registry import Handle, Registry
 from argusd.server import Service
-from argusd.subjects import GuardSubject, parse_guard
+from argusd.subjects import GuardSubject, Request, parse_guard
 
 __all__ = ["SERVICE_NAME", "GuardService"]
 
@@ -25,6 +25,10 @@ class GuardService:
         """``marker`` is kept up to date before a call is answered."""
         self._calls = PodCalls(registry, janus_pb2.JanusdConfig, parse_guard, _encoded)
         self._marker = marker
+
+    def parse(self, message: bytes) -> Request[GuardSubject]:
+        """Return the request that a message is. Raises InvalidRequest."""
+        return self._calls.parse(message)
 
     def service(self) -> Service:
         """What the server needs. Messages stay bytes here: a malformed one is ours to answer."""

@@ -147,7 +147,7 @@ class Request(Generic[SubjectT]):
     """A CreateWatch or CreateGuard request that can be carried out.
 
     ``cids`` are as the client wrote them (see :func:`container_id`), each container once. ``warnings`` are for the
-    log; two requests that ask for the same are equal whatever they were warned about.
+    log; two requests that ask for the same are equal whatever they were warned about. ``source`` is the message.
     """
 
     name: str
@@ -158,6 +158,7 @@ class Request(Generic[SubjectT]):
     subjects: tuple[SubjectT, ...]
     template: Template
     warnings: tuple[str, ...] = field(compare=False)
+    source: bytes = field(default=b"", compare=False, repr=False)
 
 
 def parse_watch(config: argus_pb2.ArgusdConfig) -> Request[Subject]:

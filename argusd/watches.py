@@ -11,7 +11,7 @@ from argusd.metrics import Metrics
 from argusd.proto import argus_pb2
 from argusd.registry import Handle, Registry
 from argusd.server import Service
-from argusd.subjects import Subject, parse_watch
+from argusd.subjects import Request, Subject, parse_watch
 
 __all__ = ["SERVICE_NAME", "WatchService"]
 
@@ -25,6 +25,10 @@ class WatchService:
         """``metrics`` counts the events of the watches in ``registry``."""
         self._calls = PodCalls(registry, argus_pb2.ArgusdConfig, parse_watch, _encoded)
         self._metrics = metrics
+
+    def parse(self, message: bytes) -> Request[Subject]:
+        """Return the request that a message is. Raises InvalidRequest."""
+        return self._calls.parse(message)
 
     def service(self) -> Service:
         """What the server needs. Messages stay bytes here: a malformed one is ours to answer, counts are ready-made."""
