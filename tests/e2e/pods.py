@@ -218,7 +218,7 @@ class Play(ABC):
     def check(self) -> None:
         """No poll so far was wrong."""
         self.another_poll()
-        assert self.truth.errors == []
+        assert not self.truth.errors, "\n".join(self.truth.errors)
 
 
 class WatchPlay(Play):

@@ -62,14 +62,14 @@ def create_pods(play: Play) -> None:
 
 
 def restart_a_container(play: Play) -> None:
-    """One of two ends: the pod still counts as watched. The new one is sent when the pod is Ready again."""
+    """One of two ends: the pod is left out until the new one is there, which is sent when the pod is Ready again."""
     for uid in [uid for uid, boxes in play.node.boxes.items() if len(boxes) == 2]:
         first, second = play.node.boxes[uid]
         pod = play.node.pods[uid]
         with play.changing(uid):
             first.kill()
             play.node.boxes[uid] = [second]
-            play.truth.settle(uid, pod.name, frozenset({second.pid}))
+            play.truth.settle(uid, pod.name, frozenset())
             play.controller.pod_changed(replace(pod, ready=False))
             play.another_poll()
             play.truth.unsettle(uid, pod.name)
