@@ -27,7 +27,6 @@ from typing import Any, Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from argusd.proto import argus_pb2, janus_pb2
 from tests.daemon import Daemon, until
 from tests.fuzz.requests import STREAMS, Call, Requests
 from tests.kernel.container import Container
@@ -96,14 +95,18 @@ async def send(channel: grpc.aio.Channel, call: Call) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-async def play(address: str, requests: Requests, count: int) -> Counter[str]:
-    """Send so many requests, some at once; returns how often each code was the answer."""
+async def play(address: str, requests: Requests, count: int, made: list[Call]) -> Counter[str]:
+    """Send so many requests, some at once, and keep those that made something; returns how often each code came."""
     codes: Counter[str] = Counter()
     left = iter(range(count))
 
     async def caller(channel: grpc.aio.Channel) -> None:
         for _ in left:
-            codes[(await send(channel, requests.next())).name] += 1
+            call = requests.next()
+            code = await send(channel, call)
+            codes[code.name] += 1
+            if code is grpc.StatusCode.OK and "/Create" in call.method:
+                made.append(call)
 
     async with grpc.aio.insecure_channel(address) as channel, asyncio.TaskGroup() as group:
         for _ in range(CALLERS):
@@ -132,6 +135,14 @@ class Watched:
         status = (self._process / "status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0])
 
+    def descriptors(self) -> list[str]:
+        """What is open, for a report."""
+        found = []
+        for path in (self._process / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found.append(f"{path.name} {path.readlink()}")
+        return sorted(found)
+
     def held(self) -> tuple[int, int, int]:
         """Descriptors but for sockets, and inotify watches; threads, of which executors start more one by one."""
         descriptors = watches = 0
@@ -142,17 +153,13 @@ class Watched:
         return descriptors, watches, len(list((self._process / "task").iterdir())) // THREADS
 
 
-def let_go(daemon: Daemon) -> None:
-    """End all watches and guards."""
-    for handle in daemon.stub.GetWatchState(argus_pb2.Empty(), timeout=CALL_S):
-        daemon.stub.DestroyWatch(config(argus_pb2.ArgusdConfig, handle), timeout=CALL_S)
-    for handle in daemon.guards.GetGuardState(janus_pb2.Empty(), timeout=CALL_S):
-        daemon.guards.DestroyGuard(config(janus_pb2.JanusdConfig, handle), timeout=CALL_S)
-
-
-def config(kind: Any, handle: Any) -> Any:
-    """What names the watch or guard of a handle."""
-    return kind(nodeName=handle.nodeName, podName=handle.podName, pid=handle.pid)
+def let_go(daemon: Daemon, made: list[Call]) -> None:
+    """End all watches and guards by name: GetWatchState leaves out a pod of which a container is missing."""
+    for call in made:
+        daemon.channel.unary_unary(call.method.replace("Create", "Destroy"), as_bytes, as_bytes)(
+            call.payload, timeout=CALL_S
+        )
+    made.clear()
 
 
 def check(daemon: Daemon) -> None:
@@ -174,20 +181,22 @@ def fuzz(duration_s: float, count: float, seed: int, folder: Path) -> str:
     chance = random.Random(seed)
     with pods(folder) as pids, Daemon("-services=argus,janus", "-log=json") as daemon:
         requests, watched = Requests(chance, pids), Watched(daemon.pid)
-        let_go(daemon)
+        made: list[Call] = []
         before, memory_kib = (0, 0, 0), 0
         while time.monotonic() - begin < duration_s and codes.total() < count:
-            codes += asyncio.run(play(daemon.address, requests, ROUND))
+            codes += asyncio.run(play(daemon.address, requests, ROUND, made))
             for _ in range(20):
                 send_bytes(daemon.address, chance)
             check(daemon)
-            let_go(daemon)
+            let_go(daemon, made)
             if not memory_kib:  # threads and caches are there after a while, and then no more of them
                 before, memory_kib = watched.held(), watched.memory_kib()
         with contextlib.suppress(AssertionError):
             until(lambda: all(map(int.__le__, watched.held(), before)), "no more is held", timeout_s=CALL_S)
         if not all(map(int.__le__, held := watched.held(), before)):
-            raise Violation(f"descriptors, watches and threads: {before} before, {held} now")
+            left = [*daemon.state(), *daemon.guard_state()]
+            open_now = f"{watched.descriptors()}\nstate: {left}"
+            raise Violation(f"descriptors, watches and threads: {before} before, {held} now\n{open_now}")
         grown_kib = watched.memory_kib() - memory_kib
         if grown_kib > GROWTH_KIB:
             raise Violation(f"memory has grown by {grown_kib} KiB")
