@@ -272,7 +272,7 @@ def test_answers_do_not_depend_on_the_descriptors_of_the_rest(sandbox: Sandbox) 
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = max(int(link.name) for link in Path("/proc/self/fd").iterdir()) + 8
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, limit[1]))
-    held = []
+    held: list[int] = []
     try:
         with contextlib.suppress(OSError):
             held.extend(os.dup(0) for _ in range(most))
