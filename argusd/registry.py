@@ -484,7 +484,8 @@ class Registry(Generic[SubjectT]):
                 async with self._lock(entry.key):
                     taken = None if self._has(entry.key, full) else seat()
                     if taken is not None:
-                        await self._arm_successor(entry, taken, replace(taken, id=full, name=note.name), container)
+                        new = replace(taken, id=full, name=note.name or taken.name)
+                        await self._arm_successor(entry, taken, new, container)
         except (RequestRefusedError, OSError) as error:
             logger.warning("Container %s cannot be %s in the place of another %s: %s",
                            full[:12], self._kind.done, entry.key, error)  # fmt: skip
