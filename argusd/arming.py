@@ -48,6 +48,8 @@ _MOST_STUCK: Final = 4  # in one container; each is a process and two threads
 _SILENT_S: Final = 3.0  # without progress, and the operator hears of it
 _LOOK_S: Final = 5.0  # the longest time between two looks at a walk that makes no progress
 _FREE_AGAIN_S: Final = 0.05
+_MOUNTED: Final = frozenset({"/proc", "/sys", "/dev"})  # by every runtime that shares the node's kernel
+_MOST_DOUBTED: Final = 1024
 _LEAST_WALK_S: Final = 0.1  # a request that spent its time looking for containers still gets this much
 
 
@@ -107,6 +109,7 @@ class Arming(Generic[SubjectT]):
         # Freeing a large tree takes the kernel a while. One thread, so that switches happen in the order of the calls.
         self._switcher = ThreadPoolExecutor(1, thread_name_prefix="switch")
         self._live: dict[int, PodKey] = {}
+        self._doubted: Final[set[Container]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._freeing: asyncio.TimerHandle | None = None
         self._closed = False
@@ -363,3 +366,20 @@ class Arming(Generic[SubjectT]):
                 logger.debug("'%s' in %s is not a directory, left out %s", name, where, walk.key)
             else:
                 logger.warning("'%s' in %s cannot be %s %s: %s", name, where, done, walk.key, os.strerror(code))
+        if all(code == errno.ENOENT for code in armed.errors):
+            self._doubt_root(walk)
+
+    def _doubt_root(self, walk: _Walk[SubjectT]) -> None:
+        """Warn, once for each container, when no path exists in a root in which no runtime has mounted anything."""
+        container = walk.container
+        if container in self._doubted or any(mount.place in _MOUNTED for mount in mounts.pid_mounts(container.pid)):
+            return
+        if len(self._doubted) >= _MOST_DOUBTED:
+            self._doubted.clear()
+        self._doubted.add(container)
+        logger.warning(
+            "Nothing of %s can be seen through its process %d: none of the paths exists there, nor a /proc %s. "
+            "A sandboxed runtime such as gVisor or Kata Containers keeps the files where the node's kernel does not "
+            "see them: such containers cannot be %s",
+            container_label(container), container.pid, walk.key, self.kind.done,
+        )  # fmt: skip
