@@ -45,11 +45,14 @@ class Engine:
     All methods may be called from any thread; none holds the GIL while it waits.
     """
 
-    def __init__(self, output: Output, enter: str = "auto", sysctl_fd: int = -1, queued_events: int = 0) -> None:
+    def __init__(
+        self, output: Output, enter: str = "auto", sysctl_fd: int = -1, queued_events: int = 0, watch_share: int = 0
+    ) -> None:
         """``enter`` is the way into containers: ``openat2``, ``setns``, or ``auto``: setns where openat2(2) is missing.
 
         ``sysctl_fd`` is a descriptor of fs.inotify.max_queued_events, which is raised to ``queued_events`` for the
-        moment in which the instance is made, if that is more.
+        moment in which the instance is made, if that is more. ``watch_share`` is the percent of the user's watches that
+        one container may have; 0 is any number.
 
         Raises OSError: EMFILE (fs.inotify.max_user_instances) when the kernel gives no inotify instance, and what
         openat2(2) answered when it is wanted and missing.
@@ -141,11 +144,19 @@ class Engine:
         ``depth`` a tree is deeper than can be watched (number: the limit).
         ``beyond`` a followed file was moved to where its path is too long to be used (path: the one before);
         ``mounts`` a container has more mounts than are looked at (number: the limit, in bytes of mountinfo);
+        ``share`` a container has all the watches that it may have (number); what is at the path, and more, waits;
+        ``watched`` all of a container is watched again that could not be (number: directories and subject paths);
+        ``dropped`` more notices came than are kept (number); ``forgotten`` memory ran out for what was to be done
+        (number), so all is looked at again, as after an overflow.
         ``unguarded`` what a guarded path has come to stand for cannot be guarded (errno);
         ``foreign`` a guarded path leads, by a link, to files of the node that the container only sees.
         """
     def statistics(self) -> dict[str, int]:
-        """Counters since the start (``reads events lines overflows``) and what there is now (``watches nodes``)."""
+        """Counters since the start (``reads events lines overflows``) and what there is now.
+
+        That is ``watches nodes``, and in ``waiting`` the directories and subject paths that could not be watched and
+        are tried again.
+        """
     def settled(self) -> bool:
         """Whether everything that the kernel has told so far is handled, listings of new directories included."""
     def close(self, drain_s: float = ...) -> None:

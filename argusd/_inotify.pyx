@@ -43,6 +43,7 @@ from argusd.engine.limbo cimport limbo_busy, limbo_free_all
 from argusd.engine.mounts cimport mounts_remember
 from argusd.engine.places cimport place_join, place_leave
 from argusd.engine.report cimport Reader
+from argusd.engine.starving cimport share_read
 from argusd.engine.subject cimport arm_root
 from argusd.engine.walk cimport Walk, walk_free, walk_init, walk_twin
 from argusd.engine.walker cimport walker
@@ -96,7 +97,7 @@ EVENTS = {
 }
 COUNTED = (*(name.lower() for name in EVENTS), "q_overflow")
 
-cdef tuple NOTICE_KINDS = ("overflow", "limit", "depth", "beyond", "mounts", "unguarded", "foreign")
+cdef tuple NOTICE_KINDS = ("overflow", "limit", "depth", "beyond", "mounts", "unguarded", "foreign", "share", "watched")
 
 
 class Notice(NamedTuple):
@@ -204,7 +205,8 @@ cdef class Engine:
     cdef int calls                  # of methods that let the GIL go, under way in other threads; under the GIL
     cdef Guards guards              # whose paths are looked up here, too
 
-    def __cinit__(self, Output output not None, str enter="auto", int sysctl_fd=-1, long queued_events=0):
+    def __cinit__(self, Output output not None, str enter="auto", int sysctl_fd=-1, long queued_events=0,
+                  int watch_share=0):
         cdef int error, i, way
         self.closed = True          # until everything below has worked
         self.output = output
@@ -216,6 +218,8 @@ cdef class Engine:
         if error:
             raise OSError(error, f"no inotify instance: {os.strerror(error)} (see fs.inotify.max_user_instances)")
         self.core.way = way
+        self.core.share_percent = watch_share
+        self.core.watch_share = share_read(watch_share)
         if not reader_init(&self.reader, &self.core):
             raise MemoryError
         self.reader.stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
@@ -601,12 +605,15 @@ cdef class Engine:
         cdef NoticeEntry *notice
         cdef NoticeEntry *after
         cdef list found = []
+        cdef unsigned long long dropped, forgotten
         self.calls += 1
         with nogil:
             core_lock(&self.core)
             notice = self.core.notices
             self.core.notices = NULL
             self.core.notice_count = 0
+            dropped, self.core.notices_dropped = self.core.notices_dropped, 0
+            forgotten, self.core.forgotten = self.core.forgotten, 0
             core_unlock(&self.core)
         self.calls -= 1
         while notice != NULL:
@@ -616,15 +623,20 @@ cdef class Engine:
             free(notice.path)
             free(notice)
             notice = after
+        if dropped:
+            found.append(Notice("dropped", 0, 0, dropped, ""))
+        if forgotten:
+            found.append(Notice("forgotten", 0, ENOMEM, forgotten, ""))
         return found
 
     def statistics(self):
-        cdef uint32_t watches, nodes
+        cdef uint32_t watches, nodes, waiting
         self.calls += 1
         with nogil:
             core_lock(&self.core)
             watches = self.core.wds_count
             nodes = self.core.node_count
+            waiting = self.core.starving
             core_unlock(&self.core)
         self.calls -= 1
         return {
@@ -634,6 +646,7 @@ cdef class Engine:
             "overflows": self.reader.overflows,
             "watches": watches,
             "nodes": nodes,
+            "waiting": waiting,
         }
 
     def settled(self):
@@ -645,7 +658,7 @@ cdef class Engine:
             core_lock(&self.core)
             busy = poll(&waiter, 1, 0) > 0      # before the next line, or a batch that was just read would be missed
             busy = (busy or load_int(&self.core.reading) or self.core.working or self.core.removal_count
-                    or self.core.job_count or self.core.root_first != NULL or self.core.unsettled != NULL
+                    or self.core.jobs.count or self.core.root_first != NULL or self.core.unsettled != NULL
                     or self.core.windows.count or self.core.retry_count or self.core.looks != NULL
                     or self.core.echoes.count or self.core.swaps.first != NULL or self.core.swaps_due.first != NULL
                     or self.core.repair or self.core.fence_passed != self.core.fence_placed

@@ -170,7 +170,7 @@ class _Daemon:
         try:
             wanted = self._settings.max_queued_events
             with event_queue.opened(wanted) as file:
-                engine = Engine(self._output, self._settings.enter, file.descriptor, wanted)
+                engine = Engine(self._output, self._settings.enter, file.descriptor, wanted, self._settings.watch_share)
         except OSError as error:
             raise StartError(surroundings.engine_failure(error, self._settings.enter)) from error
         length, code = engine.queue

@@ -62,6 +62,7 @@ class Settings:
     log_dir: str = "/tmp"  # noqa: S108  (the documented default; the file in it is opened without following links)
     max_queued_events: int = 0
     state_dir: str = ""
+    watch_share: int = 50
     v: int = 0
     reflection: bool = False
 
@@ -158,6 +159,10 @@ _FLAGS: Final = {
         _Flag("tlscertfile", "string", str, "PEM file: the certificate of this server."),
         _Flag("tlskeyfile", "string", str, "PEM file: the private key of this server."),
         _Flag("v", "int32", _integer, "Verbosity: higher says more."),
+        _Flag(
+            "watch_share", "int32", _within(range(1, 101)),
+            "Percent of the user's inotify watches that one container may have.", "a number from 1 to 100",
+        ),
         _Flag("help", "bool", _boolean, "Show this text and exit."),
         _Flag("version", "bool", _boolean, "Show the version and exit."),
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from argusd import privileges
-from argusd.refusals import MARK_LIMIT, WATCH_LIMIT, sysctl
+from argusd.refusals import MARK_LIMIT, sysctl, watch_limit
 
 if TYPE_CHECKING:
     from argusd._fanotify import Guards
@@ -106,6 +106,8 @@ class Pump:
                     notice.path,
                     owner,
                 )
+            case "share" | "watched" | "dropped" | "forgotten" | "mounts":
+                _warn_of_shortage(notice, owner)
             case "depth":
                 logger.warning(
                     "'%s' is deeper than %d directories and not %s %s", notice.path, notice.number, done, owner
@@ -113,20 +115,43 @@ class Pump:
             case "beyond":
                 reason = "its path is longer than any that can be used, so it is reported under the one it had"
                 logger.warning("'%s' was moved %s: %s", notice.path, owner, reason)
-            case "mounts":
-                logger.warning(
-                    "/proc/PID/mountinfo has more than %d bytes, so mounts that come and go are not noticed %s",
-                    notice.number,
-                    owner,
-                )
             case _:
                 logger.warning("Engine notice %s", notice)
+
+
+def _warn_of_shortage(notice: Notice, owner: object) -> None:
+    match notice.kind:
+        case "share":
+            logger.warning(
+                "'%s' and what else is new cannot be watched %s: the container has %d watches, its share "
+                "(-watch_share) of %s (%s); it is tried again when others are given back",
+                notice.path,
+                owner,
+                notice.number,
+                *watch_limit(),
+            )
+        case "watched":
+            logger.info("All is watched again %s: %d directories had waited", owner, notice.number)
+        case "dropped":
+            logger.warning("%d more warnings of the engine came at once than are kept", notice.number)
+        case "mounts":
+            logger.warning(
+                "/proc/PID/mountinfo has more than %d bytes, so mounts that come and go are not noticed %s",
+                notice.number,
+                owner,
+            )
+        case "forgotten":
+            logger.error(
+                "No memory to remember what is to be looked at (%d times): all directories are listed again",
+                notice.number,
+            )
 
 
 def _limit(code: int) -> str:
     """Why a path cannot be watched."""
     if code == errno.ENOSPC:
-        return f"no inotify watches left ({WATCH_LIMIT} is {sysctl(WATCH_LIMIT)})"
+        name, value = watch_limit()
+        return f"no inotify watches left ({name} is {value}); it is tried again until there are"
     if code == errno.EACCES and (lacking := privileges.missing([privileges.DAC_READ_SEARCH], privileges.held())):
         return f"{os.strerror(code)} (the daemon lacks {lacking[0]})"
     return os.strerror(code)

@@ -29,9 +29,11 @@ __all__ = [
     "reason",
     "refusal",
     "sysctl",
+    "watch_limit",
 ]
 
 WATCH_LIMIT: Final = "fs.inotify.max_user_watches"
+_NAMESPACE_WATCH_LIMIT: Final = "user.max_inotify_watches"
 FILE_LIMIT: Final = "fs.file-max"
 MARK_LIMIT: Final = "fs.fanotify.max_user_marks"
 
@@ -68,7 +70,8 @@ def refusal(error: OSError, container: Container) -> RequestRefusedError:
     """Return what to tell the client of an error in a container that has nothing to do with what was asked for."""
     where = container_label(container)
     if error.errno == errno.ENOSPC:
-        return LimitReachedError(f"no inotify watches left for {where}: {WATCH_LIMIT} is {sysctl(WATCH_LIMIT)}")
+        name, value = watch_limit()
+        return LimitReachedError(f"no inotify watches left for {where}: {name} is {value}")
     if error.errno in {errno.ENOMEM, errno.EMFILE, errno.ENFILE}:
         return LimitReachedError(f"cannot arm {where}: {exhausted(error)}")
     if isinstance(error, DeniedError):
@@ -109,6 +112,13 @@ def forbidden(what: str, error: OSError, *wanted: privileges.Right) -> AccessDen
 def container_label(container: Container) -> str:
     """Return what to call a container in a message."""
     return f"container {container.id}" if container.id else f"process {container.pid}"
+
+
+def watch_limit() -> tuple[str, str]:
+    """Return the name and value of the sysctl that limits watches: in a user namespace that may be its own."""
+    limits = [(name, sysctl(name)) for name in (WATCH_LIMIT, _NAMESPACE_WATCH_LIMIT)]
+    known = [(name, value) for name, value in limits if value.isdecimal()]
+    return min(known, key=lambda limit: int(limit[1]), default=limits[0])
 
 
 def sysctl(name: str) -> str:

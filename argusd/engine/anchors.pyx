@@ -108,6 +108,11 @@ cdef void root_end(Core *core, Root *root) noexcept nogil:
     """Let go of all that a subject path has in the trees and tables."""
     root_unqueue(core, root)
     root_settled(core, root)
+    if root.starved:
+        root.starved = False
+        core.starving_roots -= 1
+        core.starving -= 1
+        root.subscription.place.starved_now -= 1
     anchors_drop(core, root, True)
     if root.top:
         node_free_tree(core, root.top)

@@ -90,6 +90,7 @@ cdef struct Root:
     bint arming                 # the first walk is not over: the walker thread leaves it alone
     bint called                 # and a look-up is to be done when it is
     bint queued                 # a look-up is to be done
+    bint starved                # it is to be done when there may be room again
     bint looking                # and one is being done
     Root *next_queued
     bint rescan                 # with everything below: events were lost
@@ -120,6 +121,16 @@ cdef enum:
     TRIGGER_OVER = 8            # over something that was there
     ANCHOR_BUCKETS = 4096
 
+cdef struct Job:
+    uint32_t node
+    uint32_t serial
+
+cdef struct Ring:
+    Job *jobs
+    uint32_t first
+    uint32_t count
+    uint32_t capacity
+
 # A container's root, for as long as its init process lives; see places.pyx. The number, the descriptor and what the
 # walker alone writes (mounts_took_ns, mounts_told) need no lock.
 cdef struct Place:
@@ -133,6 +144,15 @@ cdef struct Place:
     int64_t mounts_took_ns      # what the last look has cost
     bint mounts_doubt           # one has gone: another one, with the same line, may be there when it is looked at again
     bint mounts_told            # that there are more than are looked at
+    uint32_t watches            # inodes that are watched for it
+    Ring starved                # directories that could not be watched: tried again when there may be room
+    uint32_t starved_before     # how many there were before the last try
+    uint32_t starved_limit      # of the ring: then those that are gone are taken out
+    uint32_t starved_now        # those in the ring, and subject paths that wait likewise
+    uint32_t starved_most       # at once, since all was watched
+    uint32_t tries              # how many are tried at once
+    int starved_by              # a subscription of theirs
+    int starved_told            # bits 1 << NOTICE_*: said since all was watched
     Place *next
 
 # Made and freed under the GIL; the reader adds to the counts of a subscription that it finds under Core's lock.
@@ -175,10 +195,6 @@ cdef enum:
     LOOKED = 0x40000000         # likewise: a look has found it that is not taken over yet
     RELEASED = 0x20000000       # likewise: it is among those that wait to be removed
     REMOVING = 0x10000000       # likewise: it is being removed, and nothing may hang on it any more
-
-cdef struct Job:
-    uint32_t node
-    uint32_t serial
 
 # Names in a directory that is being searched; see Window.
 cdef struct Name:
@@ -290,6 +306,8 @@ cdef enum:
     NOTICE_MOUNTS = 4
     NOTICE_UNGUARDED = 5
     NOTICE_FOREIGN = 6
+    NOTICE_SHARE = 7
+    NOTICE_WATCHED = 8
     DEPTH_MAX = 8192            # directories below a subject path; deeper ones are not watched
 
 cdef enum:
@@ -341,10 +359,7 @@ cdef struct Core:
     uint32_t removal_count
     uint32_t removal_capacity
 
-    Job *jobs
-    uint32_t job_first
-    uint32_t job_count
-    uint32_t job_capacity
+    Ring jobs
     int working                 # jobs and first walks that are being carried out
     uint32_t turn               # of the walker: nothing that it does keeps it from the rest
 
@@ -390,6 +405,13 @@ cdef struct Core:
     NoticeEntry *notices
     NoticeEntry *notice_last
     uint32_t notice_count
+    unsigned long long notices_dropped  # since the last one that Python has taken
+    unsigned long long forgotten    # times that memory ran out for what was to be done later
+    uint32_t starving           # sum of Place.starved_now
+    uint32_t starving_roots     # subject paths among them
+    int64_t starved_ns          # when they are tried again, by the monotonic clock
+    uint32_t watch_share        # watches that one container may have; 0: any number
+    int share_percent           # of the user's limit
     int told_fd                 # an eventfd for Python: counts or notices wait
     int told                    # it was written and not yet acknowledged
     bint spilled                # more events had to be held back than are kept: as bad as an overflow
@@ -412,6 +434,7 @@ cdef void fence_pass(Core *core) noexcept nogil
 cdef uint64_t name_hash(Core *core, uint32_t parent, const char *name, size_t size) noexcept nogil
 cdef WdEntry *wd_find(Core *core, int wd) noexcept nogil
 cdef WdEntry *wd_attach(Core *core, int wd, uint32_t mask, uint32_t node) noexcept nogil
+cdef bint has_place(Core *core, uint32_t first, const Root *root) noexcept nogil
 cdef void wd_detach(Core *core, uint32_t node) noexcept nogil
 cdef void wd_release(Core *core, int wd) noexcept nogil
 cdef void wd_unused(Core *core, int wd) noexcept nogil

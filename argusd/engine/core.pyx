@@ -282,10 +282,18 @@ cdef WdEntry *wd_attach(Core *core, int wd, uint32_t mask, uint32_t node) noexce
         core.noisy += 1
     entry.mask |= mask
     if node:
+        core.nodes[node].root.subscription.place.watches += not has_place(core, entry.first, core.nodes[node].root)
         core.nodes[node].wd = wd
         core.nodes[node].next_on_wd = entry.first
         entry.first = node
     return entry
+
+
+cdef bint has_place(Core *core, uint32_t first, const Root *root) noexcept nogil:
+    """True if one of the nodes of a watch descriptor belongs to the root's container."""
+    while first and core.nodes[first].root.subscription.place != root.subscription.place:
+        first = core.nodes[first].next_on_wd
+    return first != 0
 
 
 cdef void wd_detach(Core *core, uint32_t node) noexcept nogil:
@@ -306,6 +314,7 @@ cdef void wd_detach(Core *core, uint32_t node) noexcept nogil:
     while link[0] != node:
         link = &core.nodes[link[0]].next_on_wd
     link[0] = core.nodes[node].next_on_wd
+    core.nodes[node].root.subscription.place.watches -= not has_place(core, entry.first, core.nodes[node].root)
     wd_unused(core, wd)
 
 

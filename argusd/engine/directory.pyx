@@ -5,7 +5,7 @@ The walker may be ahead of the reader: what it finds at a name may be there beca
 queue. So nothing is believed against the tree before a mark that is placed now has come out of the queue.
 """
 
-from libc.errno cimport EAGAIN, ENOENT, ENOMEM, ESTALE
+from libc.errno cimport EAGAIN, EDQUOT, ENOENT, ENOMEM, ESTALE
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
@@ -38,6 +38,7 @@ from argusd.engine.extent cimport bind, fit
 from argusd.engine.limbo cimport is_at
 from argusd.engine.listing cimport list_directory, list_readable, listing_begin
 from argusd.engine.opening cimport add_watch, barrier, below, below_to_read, identify, same_file
+from argusd.engine.starving cimport share_is_used
 from argusd.engine.tree cimport node_below, node_depth, node_free_tree, node_is, node_move, node_next, other_place
 from argusd.engine.walk cimport (
     chain_push,
@@ -134,6 +135,7 @@ cdef struct Visit:
     int wd                          # of that when it is to be listed, else -1
     bint new                        # what was found is to be concluded
     bint quiet                      # it is asked for without the events that reading it causes
+    bint full                       # its container has its share of the watches: it is not asked for at all
     uint32_t mask                   # what it is asked for
     unsigned long long since        # watches that had gone before it was
     int watched                     # its watch descriptor, or a negative errno
@@ -259,6 +261,7 @@ cdef int visit_begin(Walk *walk, const Job *job, const Visit *before, Visit *vis
     visit.root = core.nodes[node].root
     visit.quiet = core.nodes[node].wd < 0
     visit.mask, visit.since, visit.watched = wanted(visit.root.subscription, visit.quiet), core.gone, -1
+    visit.full = visit.quiet and share_is_used(core, visit.root)
     # One that is watched already may be asked for what opening and closing it reports while it is open.
     visit.readable = core.noisy == 0 and core.nodes[node].wd < 0
     core_unlock(core)
@@ -293,7 +296,7 @@ cdef bint visit_look(Walk *walk, Visit *visit) noexcept nogil:
     if visit.fd >= 0 and walk.proven.valid:
         identify(visit.fd, &visit.look.found)
     if visit.fd >= 0:
-        visit.watched = add_watch(core, visit.fd, visit.mask)
+        visit.watched = add_watch(core, visit.fd, visit.mask) if not visit.full else -EDQUOT
     core_lock(core)
     take_watch(core, visit)
     if not node_is(core, node, visit.serial) or visit.root.subscription.cancelled:

@@ -41,6 +41,7 @@ from argusd.engine.core cimport (
     core_unlock_first,
     fence_pass,
     fence_reset,
+    has_place,
     monotonic_ns,
     wd_find,
     wd_forget,
@@ -112,11 +113,14 @@ cdef void ignored(Reader *reader, WdEntry *entry, const inotify_event *event) no
         anchors_lose(core, event.wd)
         entry = wd_find(core, event.wd)
     node = entry.first
-    wd_forget(core, event.wd)
     after = node
     while after:                            # the list is in the nodes: first unhook all, then free
+        entry.first = core.nodes[after].next_on_wd
+        core.nodes[after].root.subscription.place.watches -= not has_place(
+            core, entry.first, core.nodes[after].root)
         core.nodes[after].wd = -1
-        after = core.nodes[after].next_on_wd
+        after = entry.first
+    wd_forget(core, event.wd)
     while node:
         after = core.nodes[node].next_on_wd
         serial = core.nodes[after].serial if after else 0

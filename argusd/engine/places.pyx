@@ -34,6 +34,7 @@ cdef Place *place_new(int pid, int pidfd, int *error) noexcept nogil:
 cdef void place_free(Place *place) noexcept nogil:
     close(place.pidfd)
     free(place.mounts)
+    free(place.starved.jobs)
     free(place)
 
 
@@ -71,6 +72,7 @@ cdef void place_leave(Core *core, Place *place) noexcept nogil:
         while link[0] != place:
             link = &link[0].next
         link[0] = place.next
+        core.starving -= place.starved_now
     core_unlock(core)
     if unused:
         place_free(place)

@@ -23,7 +23,6 @@ from argusd.engine.core cimport (
     NODE_CREATED,
     NODE_FIRST,
     NOISY,
-    NOTICE_LIMIT,
     NOTICE_UNGUARDED,
     Anchor,
     Core,
@@ -40,6 +39,7 @@ from argusd.engine.guarded cimport Finding, guard_root
 from argusd.engine.home cimport followed_close, followed_copy, followed_keep, followed_moved
 from argusd.engine.listing cimport list_directory, listing_begin
 from argusd.engine.opening cimport add_watch, barrier, identify, same_file, watch_any
+from argusd.engine.starving cimport starve_root
 from argusd.engine.tree cimport is_ignored, node_free_tree, node_new
 from argusd.engine.walk cimport chain_push, is_absence, is_shortage, node_open, walk_enter
 from argusd.engine.window cimport window_open
@@ -530,7 +530,7 @@ cdef int look_up(Walk *walk, Root *root) noexcept nogil:
             if error == EAGAIN:
                 root_push(core, root)
             elif is_transient(error):
-                notice_push(core, NOTICE_LIMIT, root.subscription.number, error, 0, root.top)
+                starve_root(core, root, error)
             if unguarded:
                 notice_push(core, NOTICE_UNGUARDED, root.subscription.number, unguarded, root.guarded.guard.step,
                             root.next_top if root.next_top else root.top)

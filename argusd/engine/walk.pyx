@@ -13,7 +13,7 @@ Facts about path lookup that shape this file:
   directory, which makes inotify_add_watch cheap, is put back.
 """
 
-from libc.errno cimport EACCES, EAGAIN, ELOOP, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESRCH, ESTALE
+from libc.errno cimport EACCES, EAGAIN, EDQUOT, ELOOP, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSPC, ENOTDIR, ESRCH, ESTALE
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset, strlen
@@ -44,6 +44,7 @@ from argusd.engine.entering cimport (
 )
 from argusd.engine.home cimport followed_copy
 from argusd.engine.opening cimport add_watch
+from argusd.engine.starving cimport starve
 from argusd.engine.tree cimport node_is, node_path
 from argusd.engine.work cimport job_push, look_end, notice_push, retry_push
 from argusd.includes.linux cimport close, usleep
@@ -334,15 +335,19 @@ cdef bint is_shortage(int error) noexcept nogil:
 
 
 cdef void failed(Walk *walk, uint32_t node, int error) noexcept nogil:
-    """A directory could not be watched (with the lock held): remember it for the caller, or tell the operator."""
+    """A directory could not be watched (with the lock held).
+
+    The caller is told, or the operator, and what ran out may be there again: then it is tried again.
+    """
     if walk.initial and (error == ENOSPC or error == ENOMEM):
         walk.error = error
-    else:
-        if error == EACCES and not walk.unreadable.size:
-            node_path(walk.core, node, &walk.unreadable)
-        notice_push(walk.core, NOTICE_LIMIT, walk.core.nodes[node].root.subscription.number, error, 0, node)
-        if not walk.initial and is_shortage(error):
-            retry_push(walk.core, node)     # later and later
+        return
+    if is_shortage(error) or error == ENOSPC or error == EDQUOT:
+        starve(walk.core, node, error)
+        return
+    if error == EACCES and not walk.unreadable.size:
+        node_path(walk.core, node, &walk.unreadable)
+    notice_push(walk.core, NOTICE_LIMIT, walk.core.nodes[node].root.subscription.number, error, 0, node)
 
 
 cdef bint is_absence(int error) noexcept nogil:

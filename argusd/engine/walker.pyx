@@ -35,6 +35,7 @@ from argusd.engine.core cimport (
 from argusd.engine.directory cimport drain_stack, finish, step
 from argusd.engine.listing cimport expect_echoes, list_directory, listing_begin
 from argusd.engine.mounts cimport mounts_check, mounts_due
+from argusd.engine.starving cimport share_read, starved_due, starved_settle
 from argusd.engine.subject cimport look_up
 from argusd.engine.tree cimport node_is
 from argusd.engine.walk cimport (
@@ -49,7 +50,7 @@ from argusd.engine.walk cimport (
     walk_twin,
 )
 from argusd.engine.window cimport echoes_end, rescan_window
-from argusd.engine.work cimport drop_stale, place_due, swap_due, swap_take
+from argusd.engine.work cimport drop_stale, place_due, ring_pop, swap_due, swap_take
 from argusd.includes.linux cimport (
     DT_LNK,
     DT_UNKNOWN,
@@ -282,7 +283,7 @@ cdef bint work_once(Walk *walk) noexcept nogil:
     cdef Swap *swap
     cdef bint swapped = core.swaps.first != NULL, more
     core.turn += 1
-    if core.root_first != NULL and (core.turn & 1 or (not core.job_count and not swapped)):
+    if core.root_first != NULL and (core.turn & 1 or (not core.jobs.count and not swapped)):
         root = core.root_first
         core.root_first = root.next_queued
         if core.root_first == NULL:
@@ -292,10 +293,8 @@ cdef bint work_once(Walk *walk) noexcept nogil:
         root.subscription.users += 1
         pthread_mutex_unlock(&core.data)
         do_root(walk, root)
-    elif core.job_count and (core.turn & 6 or not swapped):
-        job = core.jobs[core.job_first]
-        core.job_first = (core.job_first + 1) % core.job_capacity
-        core.job_count -= 1
+    elif core.jobs.count and (core.turn & 6 or not swapped):
+        job = ring_pop(&core.jobs)
         pthread_mutex_unlock(&core.data)
         do_job(walk, job.node, job.serial)
     elif swapped:
@@ -324,9 +323,15 @@ cdef bint work_once(Walk *walk) noexcept nogil:
 cdef void wait_for_work(Core *core, int64_t until_ns) noexcept nogil:
     """Sleep until there is work or time is up, called and left with the lock held; for ever when nothing is watched."""
     cdef timespec when
-    cdef long long now_ns = monotonic_ns(), due_ns, left
+    cdef long long now_ns = monotonic_ns(), due_ns, starved_ns, left
     drop_stale(core)
     due_ns = place_due(core, now_ns)
+    starved_settle(core)
+    starved_ns = starved_due(core, now_ns)
+    if starved_ns and (due_ns == 0 or starved_ns < due_ns):
+        due_ns = starved_ns
+    if core.jobs.count or core.root_first != NULL:
+        return
     if core.subscriptions == NULL and not due_ns:
         pthread_cond_wait(&core.work, &core.data)
         return
@@ -354,6 +359,7 @@ cdef void work_on(Twin *twin, void *argument) noexcept nogil:
     cdef Core *core = <Core *>argument
     cdef Walk walk
     cdef int64_t mounts_ns, begun_ns
+    cdef uint32_t share
     cdef bint busy
     cdef int error = walk_init(&walk, core, twin)
     # The reader may wait for the lock while this thread has it: it must not lose the processor then. May fail.
@@ -373,10 +379,13 @@ cdef void work_on(Twin *twin, void *argument) noexcept nogil:
         if mounts_ns and monotonic_ns() >= mounts_ns:
             pthread_mutex_unlock(&core.data)
             mounts_check(&walk)
+            share = share_read(core.share_percent)
             pthread_mutex_lock(&core.data)
+            core.watch_share = share
         elif busy:
             drop_stale(core)
             place_due(core, monotonic_ns())
+            starved_due(core, monotonic_ns())
             if not core.repair:
                 remove_watches(core)
         else:

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from argusd.engine.core cimport Core, Identity, Look, Retry, Root, Swap
+from argusd.engine.core cimport Core, Identity, Job, Look, Retry, Ring, Root, Swap
 
 cdef void retry_push(Core *core, uint32_t node) noexcept nogil
 cdef bint retry_stands(Core *core, const Retry *retry) noexcept nogil
@@ -15,6 +15,8 @@ cdef void look_end(Core *core, Look *look) noexcept nogil
 cdef void proof_take(Core *core, uint32_t node, Identity *proven) noexcept nogil
 cdef void drop_stale(Core *core) noexcept nogil
 cdef int64_t place_due(Core *core, int64_t now_ns) noexcept nogil
+cdef bint ring_push(Ring *ring, uint32_t node, uint32_t serial) noexcept nogil
+cdef Job ring_pop(Ring *ring) noexcept nogil
 cdef void job_push(Core *core, uint32_t node) noexcept nogil
 cdef void root_push(Core *core, Root *root) noexcept nogil
 cdef void root_armed(Core *core, Root *root) noexcept nogil

@@ -43,7 +43,7 @@ from argusd.includes.pthread cimport pthread_cond_destroy, pthread_cond_signal, 
 
 
 cdef enum:
-    NOTICES_MAX = 1000          # that wait for Python; more are not told
+    NOTICES_MAX = 1000          # that wait for Python; more are counted
     EAGER = 8                   # attempts that follow each other at once
     FEW = 256                   # retries that cost nothing to look at
     SWEEP_NS = 100 * 1000 * 1000    # between two looks at more
@@ -57,6 +57,7 @@ cdef void retry_push(Core *core, uint32_t node) noexcept nogil:
     cdef Retry *retry = <Retry *>calloc(1, sizeof(Retry))
     cdef int late = core.nodes[node].attempts - EAGER
     if retry == NULL:
+        forget(core)
         return
     retry.node = node
     retry.serial = core.nodes[node].serial
@@ -225,28 +226,55 @@ cdef int64_t place_due(Core *core, int64_t now_ns) noexcept nogil:
     return first_ns
 
 
-cdef void job_push(Core *core, uint32_t node) noexcept nogil:
-    """Have the walker bring ``node`` in line with the file system: arm and list it, or check that it is there."""
+cdef bint ring_push(Ring *ring, uint32_t node, uint32_t serial) noexcept nogil:
+    """Append a node; False when memory ran out."""
     cdef Job *grown
     cdef uint32_t i
+    if ring.count == ring.capacity:
+        grown = <Job *>malloc((<size_t>ring.capacity * 2 + 64) * sizeof(Job))
+        if grown == NULL:
+            return False
+        for i in range(ring.count):
+            grown[i] = ring.jobs[(ring.first + i) % ring.capacity]
+        free(ring.jobs)
+        ring.jobs = grown
+        ring.first = 0
+        ring.capacity = ring.capacity * 2 + 64
+    i = (ring.first + ring.count) % ring.capacity
+    ring.jobs[i].node = node
+    ring.jobs[i].serial = serial
+    ring.count += 1
+    return True
+
+
+cdef Job ring_pop(Ring *ring) noexcept nogil:
+    """Take the first of a ring that is not empty."""
+    cdef Job job = ring.jobs[ring.first]
+    ring.first = (ring.first + 1) % ring.capacity
+    ring.count -= 1
+    if ring.count == 0:
+        free(ring.jobs)
+        ring.jobs = NULL
+        ring.capacity = 0
+    return job
+
+
+cdef void job_push(Core *core, uint32_t node) noexcept nogil:
+    """Have the walker bring ``node`` in line with the file system: arm and list it, or check that it is there."""
     if core.nodes[node].flags & NODE_QUEUED:
         return
-    if core.job_count == core.job_capacity:
-        grown = <Job *>malloc((core.job_capacity * 2 + 64) * sizeof(Job))
-        if grown == NULL:
-            return
-        for i in range(core.job_count):
-            grown[i] = core.jobs[(core.job_first + i) % core.job_capacity]
-        free(core.jobs)
-        core.jobs = grown
-        core.job_first = 0
-        core.job_capacity = core.job_capacity * 2 + 64
-    i = (core.job_first + core.job_count) % core.job_capacity
-    core.jobs[i].node = node
-    core.jobs[i].serial = core.nodes[node].serial
-    core.job_count += 1
+    if not ring_push(&core.jobs, node, core.nodes[node].serial):
+        forget(core)
+        return
     core.nodes[node].flags |= NODE_QUEUED
     pthread_cond_signal(&core.work)
+
+
+cdef void forget(Core *core) noexcept nogil:
+    """There is no memory to remember what is to be done: all is looked at again, as if events were lost."""
+    core.forgotten += 1
+    core.spilled = True
+    fence_place(core)               # the reader sees to it when it comes by
 
 
 cdef void root_push(Core *core, Root *root) noexcept nogil:
@@ -322,6 +350,7 @@ cdef void swap_push(Core *core, uint32_t node) noexcept nogil:
     swap = <Swap *>calloc(1, sizeof(Swap))
     if swap == NULL or not index_add(&core.swaps_by_node, &swap.by_node, of_node(node, serial), swap):
         free(swap)
+        forget(core)
         return
     swap.node = node
     swap.serial = serial
@@ -359,10 +388,10 @@ cdef void notice_push_path(Core *core, int kind, int subscription, int error, lo
                            const char *path) noexcept nogil:
     """Leave a notice for Python, about ``path`` if that is not NULL."""
     cdef NoticeEntry *notice
-    if core.notice_count >= NOTICES_MAX:
-        return
-    notice = <NoticeEntry *>calloc(1, sizeof(NoticeEntry))
+    notice = <NoticeEntry *>calloc(1, sizeof(NoticeEntry)) if core.notice_count < NOTICES_MAX else NULL
     if notice == NULL:
+        core.notices_dropped += 1
+        tell_python(core)
         return
     notice.kind = kind
     notice.subscription = subscription
@@ -472,7 +501,7 @@ cdef void core_free(Core *core) noexcept nogil:
     free(core.nodes)
     free(core.names)
     free(core.wds)
-    free(core.jobs)
+    free(core.jobs.jobs)
     free(core.removals)
     close(core.inotify_fd)
     close(core.fence_fds[0])

@@ -17,7 +17,10 @@ from tests.daemon import COMMAND, Daemon
 from tests.kernel.test_lifetimes import subscribe
 from tests.kernel.watching import Watching
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change a sysctl")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change a sysctl"),
+    pytest.mark.changes_sysctls,
+]
 
 SYSCTL = Path("/proc/sys/fs/inotify/max_queued_events")
 MORE = 2 * int(SYSCTL.read_text())

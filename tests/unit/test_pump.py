@@ -104,6 +104,18 @@ def pump_of(told: Told) -> Pump:
             "denied (the daemon lacks CAP_DAC_READ_SEARCH)",
         ),
         (
+            Notice("share", WATCH, errno.EDQUOT, 96000, "/d"),
+            logging.WARNING,
+            "'/d' and what else is new cannot be watched (p1:n): the container has 96000 watches, its share (-watch_",
+        ),
+        (Notice("watched", WATCH, 0, 7, ""), logging.INFO, "All is watched again (p1:n): 7 directories had waited"),
+        (Notice("dropped", 0, 0, 7, ""), logging.WARNING, "7 more warnings of the engine came at once than are kept"),
+        (
+            Notice("forgotten", 0, errno.ENOMEM, 7, ""),
+            logging.ERROR,
+            "No memory to remember what is to be looked at (7",
+        ),
+        (
             Notice("depth", WATCH, 0, 8192, "/d"),
             logging.WARNING,
             "'/d' is deeper than 8192 directories and not watched (",
@@ -133,6 +145,7 @@ async def test_notices_of_the_engine(
     level: int,
     words: str,
 ) -> None:
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(privileges, "held", lambda: 0)
     telling = pump_of(told)
     told.waiting.append(notice)
