@@ -157,12 +157,15 @@ class _Daemon:
         server = Server(served.services, descriptors.limit(), with_reflection=self._settings.reflection)
         try:
             address = await server.start(self._settings.address, credentials)
+            probed = await server.start_health(at) if (at := self._settings.health_address) else ""
         except AddressError as error:
             raise StartError(str(error)) from error
         pump = Pump(engine, served.metrics, served.armings, served.guards)
         self._say_hello(address, engine.enter, secure=credentials is not None)
         if credentials is not None:
             self._check_certificate()
+        if probed:
+            logger.info("Health served on %s (plaintext)", probed)
         await stop.wait()
         await self._stop(engine, served, server, pump)
 

@@ -58,6 +58,7 @@ class Settings:
     address: str = "[::]:50051"
     config: str = ""
     enter: str = "auto"
+    health_address: str = ""
     log: str = "auto"
     log_dir: str = "/tmp"  # noqa: S108  (the documented default; the file in it is opened without following links)
     max_queued_events: int = 0
@@ -130,6 +131,10 @@ def _address(text: str) -> str:
     return text
 
 
+def _optional_address(text: str) -> str:
+    return _address(text) if text else ""
+
+
 _FLAGS: Final = {
     flag.name: flag
     for flag in (
@@ -138,6 +143,11 @@ _FLAGS: Final = {
         _Flag(
             "enter", "string", _choice(_WAYS),
             "Way into containers: auto is openat2, or setns where openat2 is missing.", "auto, openat2 or setns",
+        ),
+        _Flag(
+            "health_address", "string", _optional_address,
+            "Second listen address, for health alone and in plaintext: for probes without a certificate.",
+            "HOST:PORT, [IPV6]:PORT or unix:PATH",
         ),
         _Flag(
             "log", "string", _choice(_LOG_STYLES),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
@@ -65,7 +66,9 @@ class Server:
         """
         self._health = Health([service.name for service in services])
         connections = min(_MOST_CONNECTIONS, descriptors // _CONNECTIONS_SHARE)
-        self._server = grpc.aio.server(options=(*_OPTIONS, ("grpc.max_allowed_incoming_connections", connections)))
+        self._options = (*_OPTIONS, ("grpc.max_allowed_incoming_connections", connections))
+        self._server = grpc.aio.server(options=self._options)
+        self._probed: grpc.aio.Server | None = None
         handlers = [self._health.handler(), *(service.handler for service in services)]
         self._server.add_generic_rpc_handlers((*handlers, _Unserved()))
         if with_reflection:
@@ -77,22 +80,24 @@ class Server:
 
     async def start(self, address: str, credentials: grpc.ServerCredentials | None) -> str:
         """Listen and serve; returns the address with the port that was bound. Raises AddressError."""
-        address = usable_address(address)
-        try:
-            if credentials is None:
-                port = self._server.add_insecure_port(address)
-            else:
-                port = self._server.add_secure_port(address, credentials)
-        except RuntimeError as error:  # lost a race for the port after the check, or an address only grpc refuses
-            raise AddressError(f"Cannot listen on {address}: {error}") from error
+        bound = _bind(self._server, address, credentials)
         await self._health.start()
         await self._server.start()
-        return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+        return bound
+
+    async def start_health(self, address: str) -> str:
+        """Serve health alone in plaintext, for probes that hold no certificate; otherwise as ``start``."""
+        self._probed = grpc.aio.server(options=self._options)
+        self._probed.add_generic_rpc_handlers((self._health.handler(),))
+        bound = _bind(self._probed, address, None)
+        await self._probed.start()
+        return bound
 
     async def stop(self, grace_s: float) -> None:
         """Report NOT_SERVING, refuse new calls, give those that run ``grace_s``, then cancel them."""
         await self._health.stop()
-        await self._server.stop(grace_s)
+        servers = [self._server] if self._probed is None else [self._server, self._probed]
+        await asyncio.gather(*(server.stop(grace_s) for server in servers))
 
 
 class _Unserved(grpc.GenericRpcHandler):
@@ -112,6 +117,18 @@ class _Unserved(grpc.GenericRpcHandler):
             return b""
 
         return grpc.unary_unary_rpc_method_handler(refuse)
+
+
+def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:
+    address = usable_address(address)
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
+    except RuntimeError as error:  # lost a race for the port after the check, or an address only grpc refuses
+        raise AddressError(f"Cannot listen on {address}: {error}") from error
+    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
 
 def usable_address(address: str) -> str:
