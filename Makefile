@@ -14,7 +14,7 @@ MAKEFLAGS += --no-print-directory
 NATIVE_FOLDERS := argusd argusd/engine argusd/guarding
 NATIVE_SOURCES := setup.py $(wildcard $(NATIVE_FOLDERS:=/*.pyx) $(NATIVE_FOLDERS:=/*.pxd) argusd/includes/*.pxd proto/*.proto)
 PROGRAM_SOURCES := $(wildcard $(NATIVE_FOLDERS:=/*.py) packaging/*.py) packaging/argusd.spec packaging/binary.sh
-IMAGE_SOURCES := Dockerfile.scratch .dockerignore packaging/image.sh
+IMAGE_SOURCES := Dockerfile.scratch .dockerignore packaging/image.sh $(wildcard packaging/health-probe/* packaging/licenses/*)
 
 .PHONY: help
 help: ## print this list
@@ -107,6 +107,17 @@ bench: dist/argusd $(STAMPS)/bench ## run the benchmarks: ratios against other p
 .PHONY: image
 image: build/argusd-image.tar ## make the scratch image, build/argusd-image.tar, for 'docker load' (needs root)
 
+.PHONY: probe
+probe: build/grpc_health_probe ## make build/grpc_health_probe, which the image brings for exec probes
+
+.PHONY: licenses
+licenses: build/licenses/LICENSE ## gather the licences of all that is in the binary and the image, build/licenses
+
+.PHONY: sbom
+sbom: dist/argusd build/grpc_health_probe ## list all that is in the binary and the image, build/argusd.cdx.json (CycloneDX)
+	@SOURCE_DATE_EPOCH="$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 315532800)}" \
+		$(PY) packaging/contents.py sbom build/argusd.cdx.json
+
 .PHONY: venv
 venv: $(STAMPS)/venv ## make .venv with the locked dependencies
 
@@ -141,6 +152,13 @@ $(STAMPS)/bench: benchmarks/requirements.txt $(STAMPS)/venv
 
 dist/argusd: $(STAMPS)/native $(PROGRAM_SOURCES)
 	@packaging/binary.sh
+
+build/grpc_health_probe: packaging/health-probe/go.mod packaging/health-probe/go.sum packaging/health-probe/build.sh | $(STAMPS)/venv
+	@mkdir -p build
+	@packaging/health-probe/build.sh $(CURDIR)/$@
+
+build/licenses/LICENSE: dist/argusd build/grpc_health_probe packaging/contents.py $(wildcard packaging/licenses/*)
+	@$(PY) packaging/contents.py licenses build/licenses
 
 build/argusd-image.tar: $(NATIVE_SOURCES) $(PROGRAM_SOURCES) $(IMAGE_SOURCES) constraints.txt | $(STAMPS)/venv
 	@packaging/debian-packages.sh image

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 PATH=$PWD/.venv/bin:$PATH
 export PATH
 
-# The same sources give the same bytes, as far as the tools allow.
+# The same sources give the same bytes.
 export PYTHONHASHSEED=0
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 315532800)}
 export SOURCE_DATE_EPOCH
@@ -14,8 +14,7 @@ export SOURCE_DATE_EPOCH
 echo "Making dist/argusd"
 mkdir -p build dist
 pyinstaller --log-level WARN --noconfirm --distpath build/onefile --workpath build/pyinstaller packaging/argusd.spec
-# PyInstaller compresses what it packs; twice would only cost start-up time.
-staticx --no-compress build/onefile/argusd dist/argusd.new
+python packaging/one_file.py build/onefile/argusd dist/argusd.new
 chmod 755 dist/argusd.new
 mv dist/argusd.new dist/argusd
 ln -sf argusd dist/janusd

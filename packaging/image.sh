@@ -54,7 +54,7 @@ PY
 
 proxies() {
     local name
-    for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY; do
+    for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY GOPROXY GOSUMDB; do
         if [ -n "${!name:-}" ]; then echo "--build-arg=$name=${!name}"; fi
     done
 }
@@ -96,10 +96,11 @@ make_local_builder() {
 }
 
 build() {
-    local builder version revision archive=$PWD/build/argusd-image.tar
+    local builder version revision epoch archive=$PWD/build/argusd-image.tar
     local -a arguments
     version=$(sed -n 's/^__version__.*= "\(.*\)"/\1/p' argusd/__init__.py)
     revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
+    epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 315532800)}
     mkdir -p "$WORK"
     builder=${BUILDER:-$(sed -n 's/^ARG BUILDER=//p' Dockerfile.scratch)}
     if [ -z "${BUILDER:-}" ] && ! pull "$builder"; then
@@ -110,7 +111,7 @@ build() {
     echo "Building the image from $builder"
     b build --quiet --isolation chroot --layers --format docker "${arguments[@]}" --build-arg "BUILDER=$builder" \
         --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
-        --build-arg "SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || echo 315532800)" \
+        --build-arg "SOURCE_DATE_EPOCH=$epoch" --timestamp "$epoch" \
         --file Dockerfile.scratch --tag "${NAME:-localhost/argusd:$version}" . >"$WORK/build.log" 2>&1 ||
         { cat "$WORK/build.log" >&2; return 1; }
     rm -f "$archive"

@@ -21,7 +21,7 @@ from argusd.proto import argus_pb2, janus_pb2
 from tests.e2e import opening
 from tests.e2e.client import SERVING, create_watch, first_message, health
 from tests.e2e.guarding import Stage
-from tests.e2e.place import Place, PlacedDaemon, inotify_watches, until
+from tests.e2e.place import Place, PlacedDaemon, RuntimeFailedError, inotify_watches, until
 from tests.e2e.runtimes import Docker
 from tests.e2e.test_guards import STORIES
 from tests.kernel.story import parse
@@ -29,6 +29,8 @@ from tests.kernel.story import parse
 PROJECT: Final = Path(__file__).resolve().parents[2]
 SIZE_LIMIT_BYTES: Final = 45_000_000
 STOP_TIMEOUT_S: Final = 5.0
+PROBE_NOT_SERVED: Final = 3
+"""The exit code of grpc_health_probe when the call itself fails, here because no such service is there."""
 NODE_AGENT: Final = ("--pid=host", "--cgroupns=private", "--volume=/sys/fs/cgroup:/sys/fs/cgroup:ro")
 CAPABILITIES: Final = {
     1: "DAC_OVERRIDE",
@@ -114,14 +116,36 @@ def image(docker: Docker) -> str:
     return loaded.removeprefix("Loaded image:").strip()
 
 
-def test_is_small_and_holds_one_file(docker: Docker, image: str, tmp_path: Path) -> None:
+def test_is_small_and_holds_little(docker: Docker, image: str, tmp_path: Path) -> None:
     assert int(docker.call("image", "inspect", "--format={{.Size}}", image)) < SIZE_LIMIT_BYTES
     container = docker.call("create", image)
     docker.call("cp", f"{container}:/", str(tmp_path / "root"))
     docker.call("rm", container)
     # The runtime adds its own mount points and files.
     runtime = {".dockerenv", "dev", "etc", "proc", "sys"}
-    assert {path.name for path in (tmp_path / "root").iterdir()} - runtime == {"argusd", "janusd", "tmp"}
+    root = tmp_path / "root"
+    assert {path.name for path in root.iterdir()} - runtime == {"argusd", "bin", "janusd", "licenses", "tmp"}
+    assert [path.name for path in (root / "bin").iterdir()] == ["grpc_health_probe"]
+    parts = json.loads((root / "licenses" / "argusd.cdx.json").read_text())["components"]
+    assert {"grpcio", "glibc", "openssl", "github.com/grpc-ecosystem/grpc-health-probe"} <= {
+        part["name"] for part in parts
+    }
+    assert len(list(root.glob("licenses/*/*"))) > len(parts)  # the project's own beside them
+
+
+def test_flags_may_follow_the_image(docker: Docker, image: str) -> None:
+    assert docker.call("run", "--rm", image, "-version").startswith("argusd version ")
+    assert docker.call("run", "--rm", "--entrypoint=/janusd", image, "-version").startswith("janusd version ")
+
+
+def test_answers_the_probe_that_existing_manifests_call(docker: Docker, image: str, name: str) -> None:
+    with agent(docker, name, image, MANIFEST.flags, "openat2") as daemon:
+        probe = ("/bin/grpc_health_probe", "-addr", daemon.address)
+        docker.exec(name, *probe)
+        docker.exec(name, *probe, "-service", "argus.Argusd", "-connect-timeout=1s", "-rpc-timeout=1s", "-v")
+        with pytest.raises(RuntimeFailedError, match=f"exit {PROBE_NOT_SERVED}: "):
+            docker.exec(name, *probe, "-service", "janus.Janusd")
+        assert daemon.stop() == 0
 
 
 @pytest.fixture
@@ -136,7 +160,8 @@ def agent(
     docker: Docker, name: str, image: str, rights: tuple[str, ...], enter: str, program: str = "/argusd"
 ) -> PlacedDaemon:
     # In the foreground: docker's client passes signals, the log and the exit code on. The network is the test's way in.
-    run = docker.command("run", f"--name={name}", "--network=host", *NODE_AGENT, *rights, image, program)
+    flags = (f"--name={name}", "--network=host", *NODE_AGENT, *rights, f"--entrypoint={program}")
+    run = docker.command("run", *flags, image)
     return PlacedDaemon(docker.place, "-log_dir=/tmp", f"-enter={enter}", command=run)
 
 
