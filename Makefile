@@ -105,7 +105,7 @@ bench: dist/argusd $(STAMPS)/bench ## run the benchmarks: ratios against other p
 	@$(PY) benchmarks/run.py
 
 .PHONY: image
-image: build/argusd-image.tar ## make the scratch image, build/argusd-image.tar, for 'docker load' (needs root)
+image: build/argusd-image.tar ## make the scratch images, build/argusd-image.tar and build/janusd-image.tar, for 'docker load' (needs root)
 
 .PHONY: probe
 probe: build/grpc_health_probe ## make build/grpc_health_probe, which the image brings for exec probes

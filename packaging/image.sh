@@ -1,9 +1,9 @@
 #!/bin/bash
-# image.sh: makes build/argusd-image.tar, the image of Dockerfile.scratch as 'docker load' takes it, with buildah:
-# no daemon, no container isolation but chroot, its storage below build/.
+# image.sh: makes build/argusd-image.tar and build/janusd-image.tar, the images of Dockerfile.scratch as 'docker load'
+# takes them, with buildah: no daemon, no container isolation but chroot, its storage below build/.
 # Environment: BUILDER   builder image; by default that of Dockerfile.scratch, or, where no registry answers within
 #                        20 s, a Debian image made here with debootstrap
-#              NAME      name of the image (localhost/argusd:VERSION)
+#              REGISTRY  what stands before /argusd:VERSION and /janusd:VERSION, the names of the images (localhost)
 # image.sh clean: removes the storage.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -96,7 +96,7 @@ make_local_builder() {
 }
 
 build() {
-    local builder version revision epoch archive=$PWD/build/argusd-image.tar
+    local builder version revision epoch name image archive
     local -a arguments
     version=$(sed -n 's/^__version__.*= "\(.*\)"/\1/p' argusd/__init__.py)
     revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
@@ -108,16 +108,19 @@ build() {
         builder=$LOCAL_BUILDER
     fi
     mapfile -t arguments < <(pip_configuration; proxies)
-    echo "Building the image from $builder"
-    b build --quiet --isolation chroot --layers --format docker "${arguments[@]}" --build-arg "BUILDER=$builder" \
-        --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
-        --build-arg "SOURCE_DATE_EPOCH=$epoch" --timestamp "$epoch" \
-        --file Dockerfile.scratch --tag "${NAME:-localhost/argusd:$version}" . >"$WORK/build.log" 2>&1 ||
-        { cat "$WORK/build.log" >&2; return 1; }
-    rm -f "$archive"
-    b push --quiet "${NAME:-localhost/argusd:$version}" "docker-archive:$archive.new:${NAME:-localhost/argusd:$version}"
-    mv "$archive.new" "$archive"
-    du -h --apparent-size "$archive"
+    for name in janusd argusd; do  # argusd last: its file is what make looks at
+        echo "Building the image of $name from $builder"
+        image=${REGISTRY:-localhost}/$name:$version archive=$PWD/build/$name-image.tar
+        b build --quiet --isolation chroot --layers --format docker "${arguments[@]}" --build-arg "BUILDER=$builder" \
+            --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
+            --build-arg "SOURCE_DATE_EPOCH=$epoch" --timestamp "$epoch" \
+            --file Dockerfile.scratch --target "$name" --tag "$image" . >"$WORK/build.log" 2>&1 ||
+            { cat "$WORK/build.log" >&2; return 1; }
+        rm -f "$archive"
+        b push --quiet "$image" "docker-archive:$archive.new:$image"
+        mv "$archive.new" "$archive"
+        du -h --apparent-size "$archive"
+    done
 }
 
 case ${1:-build} in
