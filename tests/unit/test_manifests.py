@@ -80,6 +80,17 @@ def test_what_the_files_of_tls_are_is_mounted(manifest: Path) -> None:
         assert str(Path(file).parent) in mounts
 
 
+@pytest.mark.parametrize("path", sorted((DEPLOY / "manifests").glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_is_in_force_is_kept_on_the_node(path: Path) -> None:
+    (mount,) = [
+        mount
+        for mount in container(one(path, "DaemonSet"))["volumeMounts"]
+        if mount["mountPath"] == settings(path).state_dir
+    ]
+    volumes = one(path, "DaemonSet")["spec"]["template"]["spec"]["volumes"]
+    assert [volume["hostPath"]["path"] for volume in volumes if volume["name"] == mount["name"]] == [mount["mountPath"]]
+
+
 def test_every_mount_has_its_volume(manifest: Path) -> None:
     for workload in documents(manifest):
         if workload["kind"] in {"DaemonSet", "Deployment"}:
