@@ -149,7 +149,8 @@ class Engine:
         ``dropped`` more notices came than are kept (number); ``forgotten`` memory ran out for what was to be done
         (number), so all is looked at again, as after an overflow.
         ``unguarded`` what a guarded path has come to stand for cannot be guarded (errno);
-        ``foreign`` a guarded path leads, by a link, to files of the node that the container only sees.
+        ``foreign`` a guarded path leads, by a link, to files of the node that the container only sees;
+        ``root`` process 1 (number: its pid) has left the root that is watched and guarded.
         """
     def statistics(self) -> dict[str, int]:
         """Counters since the start (``reads events lines overflows``) and what there is now.

@@ -97,7 +97,9 @@ EVENTS = {
 }
 COUNTED = (*(name.lower() for name in EVENTS), "q_overflow")
 
-cdef tuple NOTICE_KINDS = ("overflow", "limit", "depth", "beyond", "mounts", "unguarded", "foreign", "share", "watched")
+cdef tuple NOTICE_KINDS = (
+    "overflow", "limit", "depth", "beyond", "mounts", "unguarded", "foreign", "share", "watched", "root"
+)
 
 
 class Notice(NamedTuple):

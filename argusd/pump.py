@@ -99,15 +99,10 @@ class Pump:
                     owner,
                     _guard_limit(notice.errno),
                 )
-            case "foreign":
-                logger.warning(
-                    "'%s' leads, by a link, to files of the node that the container may only read: not guarded, for "
-                    "the node would be refused its own files %s",
-                    notice.path,
-                    owner,
-                )
             case "share" | "watched" | "dropped" | "forgotten" | "mounts":
                 _warn_of_shortage(notice, owner)
+            case "foreign" | "root":
+                _warn_of_roots(notice, done, owner)
             case "depth":
                 logger.warning(
                     "'%s' is deeper than %d directories and not %s %s", notice.path, notice.number, done, owner
@@ -145,6 +140,24 @@ def _warn_of_shortage(notice: Notice, owner: object) -> None:
                 "No memory to remember what is to be looked at (%d times): all directories are listed again",
                 notice.number,
             )
+
+
+def _warn_of_roots(notice: Notice, done: str, owner: object) -> None:
+    """Say that something is not, or is no longer, the container's."""
+    if notice.kind == "foreign":
+        logger.warning(
+            "'%s' leads, by a link, to files of the node that the container may only read: not guarded, for the node "
+            "would be refused its own files %s",
+            notice.path,
+            owner,
+        )
+        return
+    logger.warning(
+        "Process 1 of a container (here %d) has left the root that it had: what is %s stays as it was, in that root %s",
+        notice.number,
+        done,
+        owner,
+    )
 
 
 def _limit(code: int) -> str:

@@ -153,6 +153,13 @@ cdef struct Place:
     uint32_t tries              # how many are tried at once
     int starved_by              # a subscription of theirs
     int starved_told            # bits 1 << NOTICE_*: said since all was watched
+    bint root_known             # what follows is the container's root, as it was when it was first entered
+    uint64_t root_mount
+    uint64_t root_device
+    uint64_t root_inode
+    uint64_t root_program       # tells what process 1 has executed since
+    int root_by                 # another process that has it, 0 when none was looked for
+    bint root_left              # process 1 has another one, which was told
     Place *next
 
 # Made and freed under the GIL; the reader adds to the counts of a subscription that it finds under Core's lock.
@@ -308,6 +315,7 @@ cdef enum:
     NOTICE_FOREIGN = 6
     NOTICE_SHARE = 7
     NOTICE_WATCHED = 8
+    NOTICE_ROOT = 9
     DEPTH_MAX = 8192            # directories below a subject path; deeper ones are not watched
 
 cdef enum:

@@ -1,6 +1,6 @@
 # The two ways into a container.
 
-from argusd.engine.core cimport Place
+from argusd.engine.core cimport Core, Place
 
 cdef enum:
     WAY_OPENAT2 = 0
@@ -26,7 +26,7 @@ cdef int openat2_missing() noexcept nogil
 cdef int entrance_init(Entrance *entrance, int way, bint apart) noexcept nogil
 cdef void entrance_free(Entrance *entrance) noexcept nogil
 cdef int open_inside(Entrance *entrance, int space, int directory, const char *name) noexcept nogil
-cdef int entrance_open(Entrance *entrance, const Place *place) noexcept nogil
+cdef int entrance_open(Entrance *entrance, Core *core, Place *place) noexcept nogil
 cdef void entrance_close(Entrance *entrance) noexcept nogil
 cdef int open_path(Entrance *entrance, const char *path) noexcept nogil
 cdef int open_plain_path(Entrance *entrance, const char *path) noexcept nogil

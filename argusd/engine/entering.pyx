@@ -26,7 +26,8 @@ from libc.errno cimport EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, ESR
 from libc.stdlib cimport abort
 from libc.string cimport memcpy, memmove, memset, strlen
 
-from argusd.engine.opening cimport below, has_ended, lookup, place_open, process_open
+from argusd.engine.opening cimport below, has_ended, lookup, process_open
+from argusd.engine.roots cimport root_open
 from argusd.includes.linux cimport (
     CLONE_FS,
     CLONE_NEWNS,
@@ -137,11 +138,11 @@ cdef bint same_space(int one, int other) noexcept nogil:
             and first.st_dev == second.st_dev and first.st_ino == second.st_ino)
 
 
-cdef int entrance_open(Entrance *entrance, const Place *place) noexcept nogil:
+cdef int entrance_open(Entrance *entrance, Core *core, Place *place) noexcept nogil:
     """Turn to a container, by one of its processes; 0 or an errno, ESRCH when the process has ended."""
     cdef int error = 0
     entrance.denied = DENIED_NOTHING
-    entrance.root_fd = place_open(place)
+    entrance.root_fd = root_open(core, place)
     if entrance.root_fd < 0:
         error = -entrance.root_fd
     elif entrance.way == WAY_SETNS:

@@ -27,6 +27,7 @@ from argusd.engine.core cimport (
 )
 from argusd.engine.entering cimport open_inside
 from argusd.engine.opening cimport process_open
+from argusd.engine.roots cimport root_check
 from argusd.engine.tree cimport node_find
 from argusd.engine.work cimport job_push, notice_push, root_push
 from argusd.includes.linux cimport O_CLOEXEC, O_DIRECTORY, O_PATH, O_RDONLY, close, open, read
@@ -133,6 +134,20 @@ cdef void tell_point(Core *core, const Place *place, const char *point, size_t s
                 if subscription.recursive:
                     look_below(core, &subscription.roots[i], point, size)
         subscription = subscription.next
+
+
+cdef void look_again(Core *core, const Place *place) noexcept nogil:
+    """Have all paths of a container looked up again."""
+    cdef Subscription *subscription
+    cdef int i
+    core_lock(core)
+    subscription = core.subscriptions
+    while subscription != NULL:
+        if subscription.place == place:
+            for i in range(subscription.root_count):
+                root_push(core, &subscription.roots[i])
+        subscription = subscription.next
+    core_unlock(core)
 
 
 cdef size_t line_size(const char *line, const char *end) noexcept nogil:
@@ -281,7 +296,10 @@ cdef void look(Walk *walk, Subscription *subscription) noexcept nogil:
     doubt = place.mounts_doubt
     place.mounts_doubt = False
     core_unlock(core)
-    if read_mounts(walk, place.pid):
+    if root_check(core, place, subscription.number):
+        look_again(core, place)
+    # Process 1 sees only what is mounted below its root.
+    if read_all_mounts(walk, place.pid) if place.root_left else read_mounts(walk, place.pid):
         compare(walk, place, doubt)
     elif walk.mounts.size >= MOUNTS_MAX and not place.mounts_told:
         place.mounts_told = True

@@ -134,7 +134,7 @@ cdef int walk_enter(Walk *walk, Root *root) noexcept nogil:
     if walk.root == root:
         return 0
     walk_leave(walk)
-    error = entrance_open(&walk.entrance, root.subscription.place)
+    error = entrance_open(&walk.entrance, walk.core, root.subscription.place)
     if not error:
         walk.root = root
     return error
