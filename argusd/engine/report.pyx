@@ -100,7 +100,10 @@ cdef void write_out(Reader *reader, Subscription *subscription, uint32_t bit, bi
     reader.reported += 1
     reader.file.size = 0
     fields[FIELD_FILE].plain = sanitize_into(&reader.file, name, size)
-    fields[FIELD_FILE].data, fields[FIELD_FILE].size = reader.file.data, reader.file.size
+    fields[FIELD_FILE].data = reader.file.data
+    if not reader.file.size:
+        fields[FIELD_FILE].data = b""       # there is no buffer before the first name
+    fields[FIELD_FILE].size = reader.file.size
     field(&fields[FIELD_EVENT], EVENT_NAMES[kind], strlen(EVENT_NAMES[kind]))
     field(&fields[FIELD_FTYPE], b"directory" if directory else b"file", 9 if directory else 4)
     field(&fields[FIELD_SEP], b"/", 1 if size and path.size > 1 else 0)     # the root directory ends in one itself
