@@ -452,18 +452,31 @@ cdef void look_anew(Core *core, uint32_t node) noexcept nogil:
     look_for(core, parent, name, size)
 
 
+cdef void departed_event(Reader *reader, uint32_t node, const inotify_event *event, size_t size) noexcept nogil:
+    """A file that lost the subject's path has something to tell: its end, unless it lives on under another name.
+
+    One that was replaced tells of that by one IN_ATTRIB; one that was removed has done so before. Another one comes
+    from a change of what has a name elsewhere, or from the removal of that name: it is not the path's any more.
+    """
+    cdef Root *root = reader.core.nodes[node].root
+    if event.mask & IN_DELETE_SELF or (event.mask & IN_ATTRIB and root.departing):
+        report(reader, node, event, size)
+        root.departing = False
+    elif event.mask & (IN_ATTRIB | IN_MOVE_SELF):
+        node_free_tree(reader.core, node)
+
+
 cdef void node_event(Reader *reader, uint32_t node, const inotify_event *event) noexcept nogil:
     cdef Core *core = reader.core
     cdef size_t size = strlen(event.name) if event.len else 0
     cdef Limbo *limbo
     cdef Root *root = core.nodes[node].root
+    if core.nodes[node].flags & NODE_DEPARTED:
+        departed_event(reader, node, event, size)
+        return
     if event.mask & IN_MOVE_SELF and (core.nodes[node].parent == 0 or not root.unsure):
         if core.nodes[node].parent == 0 or not reader.stale:
             move_self(reader, node, event)
-        return
-    if core.nodes[node].flags & NODE_DEPARTED:
-        if event.mask & (IN_DELETE_SELF | IN_ATTRIB):
-            report(reader, node, event, size)
         return
     if root.unsure:
         hold(core, &root.held, node, event)

@@ -80,6 +80,7 @@ cdef struct Root:
     uint32_t top                # 0 when the path stands for nothing
     uint32_t next_top           # what it was found to stand for, until everything before that has been reported
     uint32_t departed           # a file that lost this name but lives on, for its end to be reported
+    bint departing              # that it lost the name is still to be told by an IN_ATTRIB of its own
     int follow_fd               # O_PATH descriptor of a followMove subject, else -1
     int next_follow_fd          # of next_top
     bint beyond                 # where the followed file is, its path is too long to be told or looked up

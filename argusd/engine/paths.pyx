@@ -207,7 +207,17 @@ cdef void tell_passage(Reader *reader, Root *root, const Buffer *triggers) noexc
             emit_subject(reader, root, IN_MODIFY)
 
 
-cdef void depart(Reader *reader, Root *root, const Buffer *held, bint left, size_t left_at) noexcept nogil:
+cdef bint was_replaced(const Buffer *triggers) noexcept nogil:
+    """True if something was put over what the path stood for."""
+    cdef size_t i
+    for i in range(triggers.size):
+        if triggers.data[i] & TRIGGER_OVER:
+            return True
+    return False
+
+
+cdef void depart(Reader *reader, Root *root, const Buffer *held, bint replaced, bint left,
+                 size_t left_at) noexcept nogil:
     """The file of a subject path is there no longer. One that still lives and only lost its name may tell its end.
 
     Not one that has not ``left``: a mount covers it.
@@ -223,6 +233,7 @@ cdef void depart(Reader *reader, Root *root, const Buffer *held, bint left, size
     root.departed = top
     root.top = 0
     core.nodes[top].flags |= NODE_DEPARTED
+    root.departing = replaced
     replay_root(reader, held, left_at, held.size, top, IN_DELETE_SELF | IN_ATTRIB, False)
 
 
@@ -263,7 +274,7 @@ cdef void judge(Reader *reader, Root *root) noexcept nogil:
         replay_before(reader, root, &held, left_at, back_at)
     if not root.found.valid:
         if root.top:
-            depart(reader, root, &held, left, left_at)
+            depart(reader, root, &held, was_replaced(&triggers), left, left_at)
         root.away = root.known.valid and (root.away or root.moved)
         root.known.valid = root.away
         tell_passage(reader, root, &triggers)
@@ -271,7 +282,7 @@ cdef void judge(Reader *reader, Root *root) noexcept nogil:
         other = next_top != 0 and not same_file(&root.known, &root.found)   # else the watch itself says: the same
         if next_top:
             if root.top:
-                depart(reader, root, &held, left, left_at)
+                depart(reader, root, &held, was_replaced(&triggers), left, left_at)
             root.top = next_top
             root.next_top = 0
             if root.follow_fd >= 0:

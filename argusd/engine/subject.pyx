@@ -46,8 +46,10 @@ from argusd.engine.window cimport window_open
 from argusd.engine.work cimport notice_push, root_push, root_unsettle
 from argusd.includes.linux cimport (
     AT_EMPTY_PATH,
+    IN_ATTRIB,
     IN_CREATE,
     IN_DELETE,
+    IN_DELETE_SELF,
     IN_MOVED_FROM,
     IN_MOVED_TO,
     STATX_TYPE,
@@ -283,6 +285,8 @@ cdef void arms_take(Walk *walk, Root *root, const Search *search, Arms *arms) no
     """Ask the kernel to watch what was found. A file system may keep us waiting: without the lock."""
     cdef Core *core = walk.core
     arms.mask = wanted(root.subscription, search.directory and root.subscription.recursive)
+    if not search.directory and arms.mask & IN_DELETE_SELF:
+        arms.mask |= IN_ATTRIB      # tells whether a file that lost the path lives on under another name
     core_lock(core)
     arms.born, arms.since = fence_if_needed(core), core.gone
     core_unlock(core)

@@ -176,7 +176,6 @@ a package manager that keeps the old file as a link until the new one is there
     write    /d/f
     watch    /d/f modify movedto deleteself
     link     /d/f /d/f.old ; write /d/f.new ; rename /d/f.new /d/f ; unlink /d/f.old
-                         ~> DELETE_SELF file /d/f
                          -> MOVED_TO file /d/f
                          -> MODIFY file /d/f
     append   /d/f        -> MODIFY file /d/f
@@ -194,8 +193,7 @@ one of a file's names is the path, and goes
     watch    /d/f create modify attrib
     unlink   /d/f        -> ATTRIB file /d/f
     append   /d/g        ->
-    link     /d/g /d/f   -> ATTRIB file /d/f
-                         -> CREATE file /d/f
+    link     /d/g /d/f   -> CREATE file /d/f
                          -> MODIFY file /d/f
     append   /d/g        -> MODIFY file /d/f
 
@@ -216,6 +214,27 @@ a directory is replaced by a file and back
     unlink   /d/a ; mkdir /d/a -> CREATE directory /d/a
                          -> MODIFY directory /d/a
     touch    /d/a/x      -> CREATE file /d/a/x
+
+a file that is replaced, and lives on under another name
+    write    /d/f
+    watch    /d/f modify attrib create movedto moveself deleteself
+    link     /d/f /d/f.bak      -> ATTRIB file /d/f
+    write    /d/new
+    rename   /d/new /d/f        -> ATTRIB file /d/f
+                                -> MOVED_TO file /d/f
+                                -> MODIFY file /d/f
+    chmod    600 /d/f.bak       ->
+    rename   /d/f.bak /d/f.old  ->
+    unlink   /d/f.old           ->
+    append   /d/f               -> MODIFY file /d/f
+
+a file that is removed, and lives on under another name
+    write    /d/f
+    watch    /d/f attrib moveself deleteself
+    link     /d/f /d/f.bak      -> ATTRIB file /d/f
+    unlink   /d/f               -> ATTRIB file /d/f
+    rename   /d/f.bak /d/f.old  ->
+    unlink   /d/f.old           ->
 
 a directory is replaced by another one
     makedirs /d/a/b
