@@ -111,7 +111,7 @@ build() {
     for name in janusd argusd; do  # argusd last: its file is what make looks at
         echo "Building the image of $name from $builder"
         image=${REGISTRY:-localhost}/$name:$version archive=$PWD/build/$name-image.tar
-        b build --quiet --isolation chroot --layers --format docker "${arguments[@]}" --build-arg "BUILDER=$builder" \
+        b build --quiet --isolation chroot --layers --format oci "${arguments[@]}" --build-arg "BUILDER=$builder" \
             --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
             --build-arg "SOURCE_DATE_EPOCH=$epoch" --timestamp "$epoch" \
             --file Dockerfile.scratch --target "$name" --tag "$image" . >"$WORK/build.log" 2>&1 ||
