@@ -24,6 +24,7 @@ from argusd.guards import GuardService
 from argusd.kinds import GuardKind, WatchKind
 from argusd.marker import Marker, listing
 from argusd.metrics import Metrics
+from argusd.notify import Notifier
 from argusd.pump import DRAIN_EVERY_S, Pump
 from argusd.refusals import reason
 from argusd.registry import Registry
@@ -166,7 +167,10 @@ class _Daemon:
             self._check_certificate()
         if probed:
             logger.info("Health served on %s (plaintext)", probed)
+        notifier = Notifier()
+        notifier.ready()
         await stop.wait()
+        notifier.stopping()
         await self._stop(engine, served, server, pump)
 
     def _engine(self) -> Engine:
