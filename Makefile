@@ -110,6 +110,10 @@ image: build/argusd-image.tar ## make the scratch images, build/argusd-image.tar
 .PHONY: probe
 probe: build/grpc_health_probe ## make build/grpc_health_probe, which the image brings for exec probes
 
+.PHONY: deb
+deb: dist/argusd build/licenses/LICENSE ## make a Debian package of both daemons with their systemd units, dist/argusd_VERSION_ARCH.deb
+	@packaging/deb.sh
+
 .PHONY: licenses
 licenses: build/licenses/LICENSE ## gather the licences of all that is in the binary and the image, build/licenses
 
