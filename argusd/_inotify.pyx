@@ -46,7 +46,7 @@ from argusd.engine.report cimport Reader
 from argusd.engine.starving cimport share_read
 from argusd.engine.subject cimport arm_root
 from argusd.engine.walk cimport Walk, walk_free, walk_init, walk_twin
-from argusd.engine.walker cimport walker
+from argusd.engine.walker cimport foreman
 from argusd.engine.work cimport core_free, root_armed, tell_python
 from argusd.guarding.guards cimport Guard, guarded_end, guards_switch
 from argusd.includes.linux cimport (
@@ -195,7 +195,7 @@ cdef void subscription_free(Subscription *subscription) noexcept nogil:
 cdef class Engine:
     cdef Core core
     cdef Reader reader
-    cdef pthread_t reader_thread, walker_thread
+    cdef pthread_t reader_thread, foreman_thread
     cdef bint started, closed
     cdef int last_number
     cdef Output output              # kept: the reader writes to its sinks
@@ -244,7 +244,7 @@ cdef class Engine:
             raise RuntimeError("the engine was started before")
         thread_start(&self.reader_thread, reader_main, &self.reader, b"reader")
         self.started = True
-        thread_start(&self.walker_thread, walker, &self.core, b"walker")
+        thread_start(&self.foreman_thread, foreman, &self.core, b"foreman")
 
     @property
     def enter(self):
@@ -660,9 +660,11 @@ cdef class Engine:
             core_lock(&self.core)
             busy = poll(&waiter, 1, 0) > 0      # before the next line, or a batch that was just read would be missed
             busy = (busy or load_int(&self.core.reading) or self.core.working or self.core.removal_count
-                    or self.core.jobs.count or self.core.root_first != NULL or self.core.unsettled != NULL
+                    or self.core.job_count or self.core.roots.first != NULL or self.core.roots_aside.first != NULL
+                    or self.core.unsettled != NULL
                     or self.core.windows.count or self.core.retry_count or self.core.looks != NULL
-                    or self.core.echoes.count or self.core.swaps.first != NULL or self.core.swaps_due.first != NULL
+                    or self.core.echoes.count or self.core.swaps.first != NULL or self.core.swaps_aside.first != NULL
+                    or self.core.swaps_due.first != NULL
                     or self.core.repair or self.core.fence_passed != self.core.fence_placed
                     or limbo_busy(&self.core))
             core_unlock(&self.core)
@@ -691,11 +693,12 @@ cdef class Engine:
                 write(self.reader.stop_fd, &one, sizeof(one))
                 core_lock(&self.core)
                 pthread_cond_broadcast(&self.core.work)
+                pthread_cond_broadcast(&self.core.begun)
                 core_unlock(&self.core)
                 clock_gettime(CLOCK_REALTIME, &when)
                 when.tv_sec += <long>drain_s + 1
                 stuck = pthread_timedjoin_np(self.reader_thread, NULL, &when) != 0
-                stuck = pthread_timedjoin_np(self.walker_thread, NULL, &when) != 0 or stuck
+                stuck = pthread_timedjoin_np(self.foreman_thread, NULL, &when) != 0 or stuck
         if stuck or self.is_used(until_ns):
             Py_INCREF(self)     # a file system does not answer: what that thread uses stays until the process ends
             return
@@ -707,7 +710,7 @@ cdef class Engine:
         while True:
             with nogil:
                 core_lock(&self.core)
-                held = is_held(self.core.subscriptions) or is_held(self.ended)
+                held = is_held(self.core.subscriptions) or is_held(self.ended) or self.core.workers != NULL
                 core_unlock(&self.core)
             if not held and not self.calls:
                 return False

@@ -7,7 +7,8 @@ from libc.string cimport memcmp, memcpy
 
 from argusd.engine.core cimport ANCHORED, ANCHOR_BUCKETS, WdEntry, fence_place, wd_find, wd_release
 from argusd.engine.tree cimport node_free_tree
-from argusd.engine.work cimport root_push, root_settled, root_unqueue
+from argusd.engine.dispatch cimport root_unqueue
+from argusd.engine.work cimport root_push, root_settled
 
 
 cdef inline uint32_t bucket(int wd) noexcept nogil:

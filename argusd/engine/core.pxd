@@ -92,6 +92,7 @@ cdef struct Root:
     bint called                 # and a look-up is to be done when it is
     bint queued                 # a look-up is to be done
     bint starved                # it is to be done when there may be room again
+    bint busy                   # a walker hangs with a piece of work for it
     bint looking                # and one is being done
     Root *next_queued
     bint rescan                 # with everything below: events were lost
@@ -132,6 +133,11 @@ cdef struct Ring:
     uint32_t count
     uint32_t capacity
 
+# Through next_queued.
+cdef struct RootList:
+    Root *first
+    Root *last
+
 # A container's root, for as long as its init process lives; see places.pyx. The number, the descriptor and what the
 # walker alone writes (mounts_took_ns, mounts_told) need no lock.
 cdef struct Place:
@@ -161,6 +167,11 @@ cdef struct Place:
     uint64_t root_program       # tells what process 1 has executed since
     int root_by                 # another process that has it, 0 when none was looked for
     bint root_left              # process 1 has another one, which was told
+    Ring jobs                   # see dispatch.pyx
+    Ring aside                  # until what hangs has ended
+    int hung                    # pieces of work
+    bint ready                  # is in Core.ready_first
+    Place *next_ready
     Place *next
 
 # Made and freed under the GIL; the reader adds to the counts of a subscription that it finds under Core's lock.
@@ -325,6 +336,15 @@ cdef enum:
     RETRY_WAITS = 17            # how long is waited, by how many attempts were made
     GONE = 1024                 # watch descriptors that went last
 
+# One walker. Made and freed by its thread in the daemon's own process.
+cdef struct Worker:
+    Core *core
+    int64_t begun_ns            # when its piece of work began, by the monotonic clock; 0: it has none
+    Root *root                  # of that
+    bint hung                   # and another walker has taken over
+    bint repairs                # that counts in Core.repairing
+    Worker *next
+
 cdef struct Core:
     int inotify_fd
     long queue_length           # events that the kernel keeps for the instance; 0: not known
@@ -368,18 +388,26 @@ cdef struct Core:
     uint32_t removal_count
     uint32_t removal_capacity
 
-    Ring jobs
+    Worker *workers             # all walkers
+    uint32_t worker_count
+    bint unattended             # nobody looks after the walkers until one begins a piece of work
+    pthread_cond_t begun        # then, or when one has ended; with data
+    Place *ready_first          # containers with jobs, in turn
+    Place *ready_last
+    uint32_t job_count          # of all, those put aside included
     int working                 # jobs and first walks that are being carried out
     uint32_t turn               # of the walker: nothing that it does keeps it from the rest
 
-    Root *root_first            # look-ups to be done
-    Root *root_last
+    RootList roots              # look-ups to be done
+    RootList roots_aside
     Root *unsettled             # looked up, and to be judged when the mark behind the look-up comes
     Anchor **anchors            # ANCHOR_BUCKETS lists by watch descriptor
     Queue swaps                 # for the walker
+    Queue swaps_aside
     Queue swaps_due             # listed, to be reported
     Index swaps_by_node         # those for the walker
     bint unmarked               # an overflow has come, and no node was marked for its sake yet
+    bint marking                # a walker is about it
     int repairing               # roots whose trees are still to be brought up to date after an overflow
     bint repair                 # an overflow is being repaired
     int64_t repaired_ns         # since when no root is left to be, by the monotonic clock

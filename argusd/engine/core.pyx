@@ -127,6 +127,7 @@ cdef int core_init(Core *core, int sysctl_fd, long queued_events) noexcept nogil
     pthread_mutex_init(&core.next, NULL)
     pthread_mutex_init(&core.low, NULL)
     pthread_cond_init(&core.work, NULL)
+    pthread_cond_init(&core.begun, NULL)
     return 0
 
 

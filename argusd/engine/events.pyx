@@ -47,6 +47,7 @@ from argusd.engine.core cimport (
     wd_forget,
     wd_gone,
 )
+from argusd.engine.dispatch cimport is_busy
 from argusd.engine.limbo cimport HELD_MAX, hold, limbo_any, limbo_free
 from argusd.engine.queues cimport Queue, queue_push, queue_return
 from argusd.engine.report cimport CREATED_KEPT
@@ -259,7 +260,7 @@ cdef void begin_repair(Reader *reader) noexcept nogil:
     while subscription != NULL:
         subscription.place.mounts_doubt = True          # what tells the end of a file system may be lost as well
         for i in range(subscription.root_count):
-            if not subscription.roots[i].rescan and not subscription.roots[i].arming:   # its marks are enough then
+            if not (subscription.roots[i].rescan or subscription.roots[i].arming or is_busy(&subscription.roots[i])):
                 subscription.roots[i].rescan = True
                 core.repairing += 1
             subscription.roots[i].moved = True      # as far as we know

@@ -9,6 +9,7 @@ from libc.errno cimport ENOMEM, errno
 from libc.stdlib cimport calloc, free
 
 from argusd.engine.core cimport core_lock, core_unlock
+from argusd.engine.dispatch cimport jobs_drop
 from argusd.engine.opening cimport ended, process_start
 from argusd.includes.linux cimport F_DUPFD_CLOEXEC, close, fcntl
 
@@ -73,6 +74,7 @@ cdef void place_leave(Core *core, Place *place) noexcept nogil:
             link = &link[0].next
         link[0] = place.next
         core.starving -= place.starved_now
+        jobs_drop(core, place)
     core_unlock(core)
     if unused:
         place_free(place)

@@ -18,8 +18,9 @@ from argusd.engine.core cimport (
     Subscription,
     monotonic_ns,
 )
+from argusd.engine.dispatch cimport ring_pop, ring_push
 from argusd.engine.tree cimport node_is
-from argusd.engine.work cimport job_push, notice_push, ring_pop, ring_push, root_push
+from argusd.engine.work cimport job_push, notice_push, root_push
 from argusd.includes.linux cimport O_CLOEXEC, O_RDONLY, close, open, read
 from argusd.includes.pthread cimport pthread_cond_signal
 

@@ -1,3 +1,3 @@
-# The walker thread.
+# The walkers.
 
-cdef void *walker(void *argument) noexcept nogil
+cdef void *foreman(void *argument) noexcept nogil

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""The walker thread: it brings the trees in line with the file system where the reader found something changed.
+"""The walkers, one at a time: they bring the trees in line with the file system where the reader found a change.
 
 The reader never asks a file system, which may not answer; this thread may wait. It pays for that with being behind:
 whatever it finds is checked against the events that were in the queue at that time (windows, retries, look-ups that are
@@ -7,7 +7,7 @@ judged only when the mark behind them comes out of the queue).
 """
 
 from libc.stdint cimport int64_t, uint32_t
-from libc.stdlib cimport realloc
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset, strdup, strlen, strncmp
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
@@ -21,9 +21,9 @@ from argusd.engine.core cimport (
     Job,
     Name,
     Root,
-    Subscription,
     Swap,
     WdEntry,
+    Worker,
     core_lock,
     core_unlock,
     fence_place,
@@ -33,6 +33,7 @@ from argusd.engine.core cimport (
     wd_gone,
 )
 from argusd.engine.directory cimport drain_stack, finish, step
+from argusd.engine.dispatch cimport job_take, piece_begin, piece_end, pieces_check, root_take, swap_take
 from argusd.engine.listing cimport expect_echoes, list_directory, listing_begin
 from argusd.engine.mounts cimport mounts_check, mounts_due
 from argusd.engine.starving cimport share_read, starved_due, starved_settle
@@ -50,7 +51,7 @@ from argusd.engine.walk cimport (
     walk_twin,
 )
 from argusd.engine.window cimport echoes_end, rescan_window
-from argusd.engine.work cimport drop_stale, place_due, ring_pop, swap_due, swap_take
+from argusd.engine.work cimport drop_stale, place_due, swap_due
 from argusd.includes.linux cimport (
     DT_LNK,
     DT_UNKNOWN,
@@ -71,50 +72,46 @@ from argusd.includes.linux cimport (
     usleep,
 )
 from argusd.includes.pthread cimport (
+    pthread_cond_signal,
     pthread_cond_timedwait,
     pthread_cond_wait,
+    pthread_detach,
     pthread_mutex_lock,
     pthread_mutex_unlock,
+    pthread_t,
 )
+from argusd.threads cimport thread_begin
 from argusd.twins cimport Twin, twin_run
 
 
 cdef enum:
     PATH_SIZE = 4096
     STRETCH_NS = 50 * 1000 * 1000   # of work; then what is due by time has its turn, and watches are given back
+    MARKING_US = 200
     SLICE = 4096                    # nodes that are marked with the lock held
     REMOVED_AT_ONCE = 64            # unused watches
+    WALKERS_MAX = 256               # that hang; beyond that what is to be done waits
+    CHECK_NS = 50 * 1000 * 1000     # between two looks at what goes on
 
 
 cdef void do_job(Walk *walk, uint32_t node, uint32_t serial) noexcept nogil:
     """One directory that an event has named, and what turns out to be new below it."""
-    cdef Core *core = walk.core
-    cdef Subscription *subscription = NULL
-    core_lock(core)
-    if node_is(core, node, serial):
-        subscription = core.nodes[node].root.subscription
-        subscription.users += 1
-    core_unlock(core)
-    if subscription == NULL:
-        return
     step(walk, node, serial)
     drain_stack(walk)
     finish(walk, node, serial)
     walk_leave(walk)
-    core_lock(core)
-    subscription.users -= 1
-    core_unlock(core)
 
 
-cdef void do_root(Walk *walk, Root *root) noexcept nogil:
-    """A subject path whose way has changed, or whose tree missed events. Its subscription is held by the caller."""
+cdef void do_root(Walk *walk, Worker *worker) noexcept nogil:
+    """A subject path whose way has changed, or whose tree missed events."""
     cdef Core *core = walk.core
+    cdef Root *root = worker.root
     cdef uint32_t top, serial
-    cdef bint lost, rescan
+    cdef bint rescan
     look_up(walk, root)
     core_lock(core)
     root.looking = False            # also when the container has ended
-    lost = root.rescan
+    worker.repairs = root.rescan
     root.rescan = False             # events that are lost from here on need another repair
     core_unlock(core)
     mark_all(core)
@@ -125,24 +122,27 @@ cdef void do_root(Walk *walk, Root *root) noexcept nogil:
     core_unlock(core)
     if rescan and root.directory and walk.root == root:     # else the container has ended
         rescan_tree(walk, top, serial)
-    if lost:
-        core_lock(core)
-        core.repairing -= 1
-        fence_place(core)           # the reader ends the repair when it comes by
-        core_unlock(core)
     walk_leave(walk)
     core_lock(core)
-    root.subscription.users -= 1
+    if worker.repairs:
+        worker.repairs = False
+        core.repairing -= 1
+        fence_place(core)           # the reader ends the repair when it comes by
     core_unlock(core)
 
 
 cdef void mark_all(Core *core) noexcept nogil:
-    """Once after an overflow: have every directory listed again, whatever becomes of it until the walker gets there."""
+    """Once after an overflow: have every directory listed again, whatever becomes of it until a walker gets there."""
     cdef uint32_t node = 1, end = 1
     core_lock(core)
-    if not core.unmarked:
-        node = 0
+    while core.marking:                 # by another walker, which asks nobody meanwhile
+        core_unlock(core)
+        usleep(MARKING_US)
+        core_lock(core)
+    core.marking = core.unmarked
     core.unmarked = False
+    if not core.marking:
+        node = 0
     core_unlock(core)
     while node == end:                  # the reader's turn comes after each slice
         end = node + SLICE
@@ -151,6 +151,7 @@ cdef void mark_all(Core *core) noexcept nogil:
             if core.nodes[node].root != NULL:
                 core.nodes[node].flags |= NODE_RESCAN
             node += 1
+        core.marking = node == end
         core_unlock(core)
 
 
@@ -207,7 +208,7 @@ cdef void find_links(Walk *walk, int reading, Swap *swap, const char *entries, l
 
 
 cdef void do_swap(Walk *walk, Swap *swap) noexcept nogil:
-    """List the links that go through ..data; the reader reports them. Its subscription is held by the caller."""
+    """List the links that go through ..data; the reader reports them. The caller holds its subscription, if any."""
     cdef Core *core = walk.core
     cdef Root *root
     cdef uint32_t parent
@@ -274,49 +275,72 @@ cdef bint remove_watches(Core *core) noexcept nogil:
     return core.removal_count > 0
 
 
-cdef bint work_once(Walk *walk) noexcept nogil:
-    """Take and do one piece of work, called and left with the lock held. False when there was none."""
-    cdef Core *core = walk.core
+cdef bint work_once(Walk *walk, Worker *worker) noexcept nogil:
+    """Take and do one piece of work, called and left with the lock held. False when there was none.
+
+    Two look-ups and two jobs are done for each swap, while there is enough of all.
+    """
+    cdef uint32_t turn = walk.core.turn
+    walk.core.turn += 1
+    if turn % 5 == 4 and next_swap(walk, worker):
+        return True
+    if turn & 1:
+        return next_root(walk, worker) or next_job(walk, worker) or next_swap(walk, worker) or removal(walk, worker)
+    return next_job(walk, worker) or next_root(walk, worker) or next_swap(walk, worker) or removal(walk, worker)
+
+
+cdef bint next_root(Walk *walk, Worker *worker) noexcept nogil:
+    cdef Root *root = root_take(walk.core)
+    if root == NULL:
+        return False
+    root.looking = True
+    piece_begin(worker, root)
+    pthread_mutex_unlock(&walk.core.data)
+    do_root(walk, worker)
+    pthread_mutex_lock(&walk.core.data)
+    piece_end(worker)
+    return True
+
+
+cdef bint next_job(Walk *walk, Worker *worker) noexcept nogil:
     cdef Job job
     cdef Root *root
-    cdef Subscription *subscription
-    cdef Swap *swap
-    cdef bint swapped = core.swaps.first != NULL, more
-    core.turn += 1
-    if core.root_first != NULL and (core.turn & 1 or (not core.jobs.count and not swapped)):
-        root = core.root_first
-        core.root_first = root.next_queued
-        if core.root_first == NULL:
-            core.root_last = NULL
-        root.queued = False
-        root.looking = True
-        root.subscription.users += 1
-        pthread_mutex_unlock(&core.data)
-        do_root(walk, root)
-    elif core.jobs.count and (core.turn & 6 or not swapped):
-        job = ring_pop(&core.jobs)
-        pthread_mutex_unlock(&core.data)
-        do_job(walk, job.node, job.serial)
-    elif swapped:
-        swap = swap_take(core)
-        subscription = NULL
-        if node_is(core, swap.node, swap.serial):
-            subscription = core.nodes[swap.node].root.subscription
-            subscription.users += 1
-        pthread_mutex_unlock(&core.data)
-        do_swap(walk, swap)
-        core_lock(core)
-        if subscription != NULL:
-            subscription.users -= 1
-        core_unlock(core)
-    elif core.removal_count and not core.repair:    # a directory that a repair finds again keeps its watch descriptor
-        more = remove_watches(core)
-        pthread_mutex_unlock(&core.data)
-        if more:
-            usleep(200)
-    else:
+    if not job_take(walk.core, &job, &root):
         return False
-    pthread_mutex_lock(&core.data)
+    if root != NULL:
+        piece_begin(worker, root)
+        pthread_mutex_unlock(&walk.core.data)
+        do_job(walk, job.node, job.serial)
+        pthread_mutex_lock(&walk.core.data)
+        piece_end(worker)
+    return True
+
+
+cdef bint next_swap(Walk *walk, Worker *worker) noexcept nogil:
+    cdef Root *root
+    cdef Swap *swap = swap_take(walk.core, &root)
+    if swap == NULL:
+        return False
+    piece_begin(worker, root)
+    pthread_mutex_unlock(&walk.core.data)
+    do_swap(walk, swap)
+    pthread_mutex_lock(&walk.core.data)
+    piece_end(worker)
+    return True
+
+
+cdef bint removal(Walk *walk, Worker *worker) noexcept nogil:
+    cdef Core *core = walk.core
+    cdef bint more
+    if not core.removal_count or core.repair:       # a directory that a repair finds again keeps its watch descriptor
+        return False
+    piece_begin(worker, NULL)
+    more = remove_watches(core)
+    piece_end(worker)
+    if more:
+        pthread_mutex_unlock(&core.data)
+        usleep(200)
+        pthread_mutex_lock(&core.data)
     return True
 
 
@@ -330,7 +354,7 @@ cdef void wait_for_work(Core *core, int64_t until_ns) noexcept nogil:
     starved_ns = starved_due(core, now_ns)
     if starved_ns and (due_ns == 0 or starved_ns < due_ns):
         due_ns = starved_ns
-    if core.jobs.count or core.root_first != NULL:
+    if core.ready_first != NULL or core.roots.first != NULL:
         return
     if core.subscriptions == NULL and not due_ns:
         pthread_cond_wait(&core.work, &core.data)
@@ -345,18 +369,29 @@ cdef void wait_for_work(Core *core, int64_t until_ns) noexcept nogil:
 
 
 cdef void *walker(void *argument) noexcept nogil:
-    """The body of the walker thread."""
-    cdef Core *core = <Core *>argument
+    """The body of the thread of one walker."""
+    cdef Worker *worker = <Worker *>argument
+    cdef Core *core = worker.core
+    cdef Worker **link = &core.workers
     cdef Twin twin
-    walk_twin(&twin, core, work_on, core)
+    walk_twin(&twin, core, work_on, worker)
     if twin_run(&twin) != 0:
-        work_on(&twin, core)            # no process can be made: better to walk at a risk than not at all
+        work_on(&twin, worker)          # no process can be made: better to walk at a risk than not at all
+    core_lock(core)
+    while link[0] != worker:
+        link = &link[0].next
+    link[0] = worker.next
+    core.worker_count -= 1
+    pthread_cond_signal(&core.begun)
+    core_unlock(core)
+    free(worker)
     return NULL
 
 
 cdef void work_on(Twin *twin, void *argument) noexcept nogil:
-    """The life of the walker: what the reader found changed, mounts, and watches that nobody uses any more."""
-    cdef Core *core = <Core *>argument
+    """The life of a walker: what the reader found changed, mounts, and watches that nobody uses any more."""
+    cdef Worker *worker = <Worker *>argument
+    cdef Core *core = worker.core
     cdef Walk walk
     cdef int64_t mounts_ns, begun_ns
     cdef uint32_t share
@@ -365,15 +400,15 @@ cdef void work_on(Twin *twin, void *argument) noexcept nogil:
     # The reader may wait for the lock while this thread has it: it must not lose the processor then. May fail.
     setpriority(PRIO_PROCESS, <unsigned int>syscall(SYS_gettid), -19)
     pthread_mutex_lock(&core.data)
-    while not error and not core.stopping:
+    while not error and not core.stopping and not worker.hung:
         core.working += 1
         begun_ns = monotonic_ns()
         busy = True
-        while busy and not core.stopping and monotonic_ns() - begun_ns < STRETCH_NS:
-            busy = work_once(&walk)
+        while busy and not core.stopping and not worker.hung and monotonic_ns() - begun_ns < STRETCH_NS:
+            busy = work_once(&walk, worker)
             walk.error = 0
         core.working -= 1
-        if core.stopping:
+        if core.stopping or worker.hung:
             break
         mounts_ns = mounts_due(core)
         if mounts_ns and monotonic_ns() >= mounts_ns:
@@ -386,9 +421,58 @@ cdef void work_on(Twin *twin, void *argument) noexcept nogil:
             drop_stale(core)
             place_due(core, monotonic_ns())
             starved_due(core, monotonic_ns())
-            if not core.repair:
-                remove_watches(core)
+            removal(&walk, worker)
         else:
             wait_for_work(core, mounts_ns)
     pthread_mutex_unlock(&core.data)
     walk_free(&walk)
+
+
+cdef void *foreman(void *argument) noexcept nogil:
+    """The life of the thread that sees to it that a walker takes work. It ends when no other one can take any more."""
+    cdef Core *core = <Core *>argument
+    cdef timespec when
+    cdef int64_t due_ns
+    cdef bint wanted
+    pthread_mutex_lock(&core.data)
+    while True:
+        due_ns = pieces_check(core, &wanted)
+        if core.stopping and wanted:    # those that are left hang
+            break
+        if wanted and core.worker_count < WALKERS_MAX:
+            walker_begin(core)
+        elif due_ns or wanted or core.stopping:
+            clock_gettime(CLOCK_REALTIME, &when)
+            when.tv_nsec += CHECK_NS
+            when.tv_sec += when.tv_nsec // 1000000000
+            when.tv_nsec %= 1000000000
+            pthread_cond_timedwait(&core.begun, &core.data, &when)
+        else:
+            core.unattended = True
+            pthread_cond_wait(&core.begun, &core.data)
+    pthread_mutex_unlock(&core.data)
+    return NULL
+
+
+cdef void walker_begin(Core *core) noexcept nogil:
+    """Called and left with the lock held, not without a pause where that fails."""
+    cdef pthread_t thread
+    cdef Worker *worker = <Worker *>calloc(1, sizeof(Worker))
+    if worker != NULL:
+        worker.core = core
+        worker.next = core.workers
+        core.workers = worker
+        core.worker_count += 1
+    pthread_mutex_unlock(&core.data)
+    if worker == NULL:
+        usleep(CHECK_NS // 1000)
+    elif thread_begin(&thread, walker, worker, b"walker") != 0:
+        usleep(CHECK_NS // 1000)
+        core_lock(core)
+        core.workers = worker.next      # only this thread adds to the list
+        core.worker_count -= 1
+        core_unlock(core)
+        free(worker)
+    else:
+        pthread_detach(thread)
+    pthread_mutex_lock(&core.data)

@@ -15,16 +15,12 @@ cdef void look_end(Core *core, Look *look) noexcept nogil
 cdef void proof_take(Core *core, uint32_t node, Identity *proven) noexcept nogil
 cdef void drop_stale(Core *core) noexcept nogil
 cdef int64_t place_due(Core *core, int64_t now_ns) noexcept nogil
-cdef bint ring_push(Ring *ring, uint32_t node, uint32_t serial) noexcept nogil
-cdef Job ring_pop(Ring *ring) noexcept nogil
 cdef void job_push(Core *core, uint32_t node) noexcept nogil
 cdef void root_push(Core *core, Root *root) noexcept nogil
 cdef void root_armed(Core *core, Root *root) noexcept nogil
-cdef void root_unqueue(Core *core, Root *root) noexcept nogil
 cdef void root_unsettle(Core *core, Root *root) noexcept nogil
 cdef void root_settled(Core *core, Root *root) noexcept nogil
 cdef void swap_push(Core *core, uint32_t node) noexcept nogil
-cdef Swap *swap_take(Core *core) noexcept nogil
 cdef void swap_due(Core *core, Swap *swap) noexcept nogil
 cdef void swap_free(Core *core, Swap *swap) noexcept nogil
 cdef void notice_push_path(Core *core, int kind, int subscription, int error, long number,

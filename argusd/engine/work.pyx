@@ -2,7 +2,7 @@
 """What the reader asks of the walker, what waits for a mark to come out of the queue, and what Python is to be told."""
 
 from libc.stdint cimport int64_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strdup
 
 from argusd._records cimport Buffer, buffer_add, buffer_free
@@ -12,7 +12,6 @@ from argusd.engine.core cimport (
     NODE_QUEUED,
     RETRY_WAITS,
     Identity,
-    Job,
     Look,
     NoticeEntry,
     Retry,
@@ -24,6 +23,7 @@ from argusd.engine.core cimport (
     wd_find,
     wd_unused,
 )
+from argusd.engine.dispatch cimport job_queue, root_queue
 from argusd.engine.queues cimport (
     Item,
     Key,
@@ -226,48 +226,14 @@ cdef int64_t place_due(Core *core, int64_t now_ns) noexcept nogil:
     return first_ns
 
 
-cdef bint ring_push(Ring *ring, uint32_t node, uint32_t serial) noexcept nogil:
-    """Append a node; False when memory ran out."""
-    cdef Job *grown
-    cdef uint32_t i
-    if ring.count == ring.capacity:
-        grown = <Job *>malloc((<size_t>ring.capacity * 2 + 64) * sizeof(Job))
-        if grown == NULL:
-            return False
-        for i in range(ring.count):
-            grown[i] = ring.jobs[(ring.first + i) % ring.capacity]
-        free(ring.jobs)
-        ring.jobs = grown
-        ring.first = 0
-        ring.capacity = ring.capacity * 2 + 64
-    i = (ring.first + ring.count) % ring.capacity
-    ring.jobs[i].node = node
-    ring.jobs[i].serial = serial
-    ring.count += 1
-    return True
-
-
-cdef Job ring_pop(Ring *ring) noexcept nogil:
-    """Take the first of a ring that is not empty."""
-    cdef Job job = ring.jobs[ring.first]
-    ring.first = (ring.first + 1) % ring.capacity
-    ring.count -= 1
-    if ring.count == 0:
-        free(ring.jobs)
-        ring.jobs = NULL
-        ring.capacity = 0
-    return job
-
-
 cdef void job_push(Core *core, uint32_t node) noexcept nogil:
     """Have the walker bring ``node`` in line with the file system: arm and list it, or check that it is there."""
     if core.nodes[node].flags & NODE_QUEUED:
         return
-    if not ring_push(&core.jobs, node, core.nodes[node].serial):
+    if not job_queue(core, core.nodes[node].root.subscription.place, node, core.nodes[node].serial):
         forget(core)
         return
     core.nodes[node].flags |= NODE_QUEUED
-    pthread_cond_signal(&core.work)
 
 
 cdef void forget(Core *core) noexcept nogil:
@@ -286,14 +252,7 @@ cdef void root_push(Core *core, Root *root) noexcept nogil:
     root.called = root.arming
     if root.queued or root.arming:
         return
-    root.queued = True
-    root.next_queued = NULL
-    if core.root_last != NULL:
-        core.root_last.next_queued = root
-    else:
-        core.root_first = root
-    core.root_last = root
-    pthread_cond_signal(&core.work)
+    root_queue(core, root)
 
 
 cdef void root_armed(Core *core, Root *root) noexcept nogil:
@@ -302,20 +261,6 @@ cdef void root_armed(Core *core, Root *root) noexcept nogil:
     if root.called and not root.subscription.cancelled:
         root.unsure = root.top != 0 and (root.left or root.triggers.size > 0)
         root_push(core, root)
-
-
-cdef void root_unqueue(Core *core, Root *root) noexcept nogil:
-    cdef Root **link = &core.root_first
-    cdef Root *before = NULL
-    if not root.queued:
-        return
-    while link[0] != root:
-        before = link[0]
-        link = &before.next_queued
-    link[0] = root.next_queued
-    if core.root_last == root:
-        core.root_last = before
-    root.queued = False
 
 
 cdef void root_unsettle(Core *core, Root *root) noexcept nogil:
@@ -358,14 +303,6 @@ cdef void swap_push(Core *core, uint32_t node) noexcept nogil:
     swap.due.owner = swap
     queue_push(&core.swaps, &swap.due)
     pthread_cond_signal(&core.work)
-
-
-cdef Swap *swap_take(Core *core) noexcept nogil:
-    """The first one, for the walker; from here on another swap of the same directory is one more."""
-    cdef Swap *swap = <Swap *>core.swaps.first.owner
-    queue_leave(&swap.due)
-    index_remove(&core.swaps_by_node, &swap.by_node)
-    return swap
 
 
 cdef void swap_due(Core *core, Swap *swap) noexcept nogil:
@@ -482,6 +419,7 @@ cdef void core_free(Core *core) noexcept nogil:
     while core.retries_due.first != NULL:
         retry_free(core, <Retry *>core.retries_due.first.owner)
     queue_return(&core.swaps_due, &core.swaps)
+    queue_return(&core.swaps_due, &core.swaps_aside)
     while core.swaps_due.first != NULL:
         swap_free(core, <Swap *>core.swaps_due.first.owner)
     for i in range(1, core.node_end):
@@ -501,7 +439,6 @@ cdef void core_free(Core *core) noexcept nogil:
     free(core.nodes)
     free(core.names)
     free(core.wds)
-    free(core.jobs.jobs)
     free(core.removals)
     close(core.inotify_fd)
     close(core.fence_fds[0])
@@ -511,3 +448,4 @@ cdef void core_free(Core *core) noexcept nogil:
     pthread_mutex_destroy(&core.next)
     pthread_mutex_destroy(&core.low)
     pthread_cond_destroy(&core.work)
+    pthread_cond_destroy(&core.begun)
