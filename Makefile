@@ -69,6 +69,12 @@ asan tsan:
 	@packaging/sanitize.sh $@ pytest --timeout 600 $(SANITIZED_TESTS)
 	@packaging/sanitize.sh $@ python -m tests.soak.soak --duration-s $(SANITIZED_SOAK_S)
 
+.PHONY: e2e-kubernetes
+e2e-kubernetes: as-root $(STAMPS)/native build/argusd-image.tar ## the image on a Kubernetes of its own, which is built once: needs root
+	@packaging/debian-packages.sh kubernetes
+	@tests/e2e/kubernetes/build.sh build/kubernetes
+	@$(VENV)/bin/pytest tests/e2e/kubernetes
+
 DURATION_S ?= 600
 
 .PHONY: soak

@@ -8,7 +8,7 @@ from typing import Final
 
 APPLETS: Final = (
     *("sh", "sleep", "cat", "echo", "true", "touch", "mkdir", "rmdir", "rm", "mv", "cp", "ln", "ls", "chmod"),
-    *("truncate", "seq", "id", "ps", "mount", "umount", "stat", "find", "kill", "dd", "sync", "test"),
+    *("truncate", "seq", "id", "ps", "mount", "umount", "stat", "find", "kill", "dd", "sync", "test", "tar"),
 )
 """What a container can call. Not all of busybox: a short list of links is copied faster."""
 

@@ -5,6 +5,7 @@
 #   test    demo and image, and the container runtimes that the end-to-end tests drive
 #   bench   build, and the program that argusd is compared with
 #   sanitizers  build, and the runtimes of AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+#   kubernetes  demo and image, and what a node needs beside Kubernetes itself
 #   image   build, and buildah with debootstrap: the scratch image without a docker daemon
 # As root on Debian it installs, without starting any service; elsewhere it names what is missing and goes on:
 # the step that needs it will say so itself. A tool that came from another source counts as present.
@@ -53,7 +54,15 @@ packages() {
             echo 'procps            command -v pgrep'
             echo 'file              command -v file'
             ;;
-        *) echo "debian-packages.sh: no group $1 (build demo test bench image sanitizers)" >&2; exit 2 ;;
+        kubernetes)
+            packages demo
+            packages image
+            echo 'containerd        command -v containerd && command -v ctr'
+            echo 'etcd-server       command -v etcd'
+            echo 'containernetworking-plugins test -x /usr/lib/cni/bridge'
+            echo 'iproute2          command -v ip'
+            ;;
+        *) echo "debian-packages.sh: no group $1 (build demo test bench image kubernetes sanitizers)" >&2; exit 2 ;;
     esac
 }
 

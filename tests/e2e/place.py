@@ -177,14 +177,14 @@ class Place:
             raise RuntimeFailedError(f"{' '.join(argv)}: exit {done.returncode}: {log.read_text().strip()}")
 
     @contextlib.contextmanager
-    def service(self, *argv: str, ready: Callable[[], bool]) -> Iterator[None]:
+    def service(self, *argv: str, ready: Callable[[], bool], timeout_s: float = 30.0) -> Iterator[None]:
         """Run a daemon in the place for as long as the context lasts, entered when ``ready`` holds."""
-        log = self.folder / f"{argv[0]}.log"
-        with log.open("wb") as output:
+        log = self.folder / f"{Path(argv[0]).name}.log"
+        with log.open("ab") as output:
             process = subprocess.Popen(self.enter(*argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
             try:
-                until(lambda: process.poll() is not None or ready(), 30, argv[0])
+                until(lambda: process.poll() is not None or ready(), timeout_s, argv[0])
             except TimeoutError as late:
                 raise RuntimeFailedError(f"{late}; its log ends: {log.read_text()[-2000:]}") from late
             if process.returncode is not None:

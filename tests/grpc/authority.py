@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 DAY = dt.timedelta(days=1)
+LOOPBACK = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Pair:
 
 
 class Authority:
-    """A certificate authority that signs for 127.0.0.1."""
+    """A certificate authority that signs for 127.0.0.1, if nothing else is said."""
 
     def __init__(self, name: str) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -48,17 +50,34 @@ class Authority:
         path.write_bytes(self.certificate)
         return str(path)
 
-    def issue(self, name: str, password: bytes = b"") -> Pair:
+    def issue(
+        self,
+        name: str,
+        password: bytes = b"",
+        *,
+        organization: str = "",
+        names: Sequence[x509.GeneralName] = (LOOPBACK,),
+    ) -> Pair:
+        """``names`` are the addresses and hosts that the certificate is good for."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = self._sign(subject, key.public_key(), is_authority=False)
+        attributes = [x509.NameAttribute(NameOID.COMMON_NAME, name)]
+        if organization:
+            attributes.append(x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization))
+        certificate = self._sign(x509.Name(attributes), key.public_key(), is_authority=False, names=names)
         encryption = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
         return Pair(
             certificate.public_bytes(serialization.Encoding.PEM),
             key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption),
         )
 
-    def _sign(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, is_authority: bool) -> x509.Certificate:
+    def _sign(
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePublicKey,
+        *,
+        is_authority: bool,
+        names: Sequence[x509.GeneralName] = (LOOPBACK,),
+    ) -> x509.Certificate:
         now = dt.datetime.now(dt.UTC)
         builder = (
             x509.CertificateBuilder()
@@ -69,9 +88,7 @@ class Authority:
             .not_valid_before(now - DAY)
             .not_valid_after(now + DAY)
             .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
-            .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-            )
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
         )
         return builder.sign(self._key, hashes.SHA256())
 
