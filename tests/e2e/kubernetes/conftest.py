@@ -6,12 +6,14 @@ from typing import TypeAlias
 
 import pytest
 
+from tests.daemon import ROOT
 from tests.e2e.kubernetes import objects
 from tests.e2e.kubernetes.api import Object
 from tests.e2e.kubernetes.cluster import Cluster, missing
 from tests.e2e.kubernetes.deployed import NAMESPACE, Deployed, is_ready, until
 from tests.e2e.place import Place
 
+CRDS = ("arguswatchers.arguscontroller.clustergarage.io", "janusguards.januscontroller.clustergarage.io")
 Make: TypeAlias = Callable[[Object], Object]
 
 
@@ -22,6 +24,12 @@ def cluster(place: Place) -> Iterator[Cluster]:
     with Cluster(place) as cluster:
         until(lambda: cluster.api.get("serviceaccounts", NAMESPACE, "default"), "the default account")
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def crds(cluster: Cluster) -> None:
+    cluster.kubectl("apply", f"--filename={ROOT / 'deploy' / 'crds'}")
+    cluster.kubectl("wait", "--for=condition=established", "--timeout=30s", "crd", *CRDS)
 
 
 @pytest.fixture(scope="session")

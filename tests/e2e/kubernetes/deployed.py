@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Final, Self
 
 import grpc
@@ -41,6 +43,7 @@ class Deployed:
         self.cluster: Final = cluster
         self.namespace: Final = namespace
         self.name: Final[str] = daemon_set["metadata"]["name"]
+        self._others = others
         self._objects = [*others, ("services", objects.service(self.name)), ("daemonsets", daemon_set)]
         self._stack = ExitStack()
         self._channels: dict[str, grpc.Channel] = {}
@@ -132,6 +135,27 @@ class Deployed:
     def matching(self, **wanted: str) -> list[dict[str, Any]]:
         """The events so far with these fields."""
         return [event for event in self.events if wanted.items() <= event.items()]
+
+
+class Applied(Deployed):
+    """As a context: a file of ``deploy/`` is applied as it is; afterwards all that it made is gone."""
+
+    def __init__(self, cluster: Cluster, path: Path, *others: tuple[str, Object]) -> None:
+        """The file's name begins with the daemon's, or the namespace's; ``others`` are what its reader must make."""
+        namespace = re.split(r"d?[-.]", path.name)[0]
+        super().__init__(cluster, namespace, {"metadata": {"name": f"{namespace}d"}}, *others)
+        self._path = path
+
+    def __enter__(self) -> Self:
+        make_namespace(self.cluster, self.namespace)
+        for plural, value in self._others:
+            self.cluster.api.create(plural, self.namespace, value)
+        self._stack.callback(self._delete)
+        self.cluster.kubectl("apply", f"--filename={self._path}")
+        return self
+
+    def _delete(self) -> None:
+        self.cluster.kubectl("delete", "--ignore-not-found", "--timeout=50s", f"--filename={self._path}")
 
 
 def make_namespace(cluster: Cluster, name: str) -> None:

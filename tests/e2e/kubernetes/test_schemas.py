@@ -14,18 +14,9 @@ from tests.e2e.kubernetes.cluster import Cluster
 from tests.e2e.kubernetes.deployed import NAMESPACE
 
 DEPLOY: Final = ROOT / "deploy"
-CRDS: Final = DEPLOY / "crds"
 GROUPS: Final = {"ArgusWatcher": "arguscontroller", "JanusGuard": "januscontroller"}
 
 
-@pytest.fixture(scope="module")
-def crds(cluster: Cluster) -> None:
-    cluster.kubectl("apply", f"--filename={CRDS}")
-    names = [f"crd/{plural}.{GROUPS[kind]}.clustergarage.io" for kind, plural in PLURALS.items()]
-    cluster.kubectl("wait", "--for=condition=established", "--timeout=30s", *names)
-
-
-PLURALS: Final = {"ArgusWatcher": "arguswatchers", "JanusGuard": "janusguards"}
 GOOD: Final[dict[str, dict[str, Any]]] = {
     "ArgusWatcher": {
         "paths": ["/etc"],
