@@ -37,7 +37,7 @@ from argusd.engine.core cimport (
 from argusd.engine.extent cimport bind, fit
 from argusd.engine.limbo cimport is_at
 from argusd.engine.listing cimport list_directory, list_readable, listing_begin
-from argusd.engine.opening cimport add_watch, barrier, below, below_to_read, identify, same_file
+from argusd.engine.opening cimport add_watch, barrier, identify, same_file, step_below
 from argusd.engine.starving cimport share_is_used
 from argusd.engine.tree cimport node_below, node_depth, node_free_tree, node_is, node_move, node_next, other_place
 from argusd.engine.walk cimport (
@@ -289,10 +289,10 @@ cdef bint visit_look(Walk *walk, Visit *visit) noexcept nogil:
     if visit.parent_fd < 0:
         lost(walk, visit.look, -visit.parent_fd)
         return False
-    visit.fd = below_to_read(visit.parent_fd, visit.name) if visit.readable else -ENOENT
+    visit.fd = step_below(visit.parent_fd, visit.name, True) if visit.readable else -ENOENT
     if visit.fd < 0:
         visit.readable = False
-        visit.fd = below(visit.parent_fd, visit.name)
+        visit.fd = step_below(visit.parent_fd, visit.name, False)
     if visit.fd >= 0 and walk.proven.valid:
         identify(visit.fd, &visit.look.found)
     if visit.fd >= 0:

@@ -11,7 +11,7 @@ cdef uint64_t process_start(int pid) noexcept nogil
 cdef bint has_ended(const Place *place) noexcept nogil
 cdef int place_open(const Place *place) noexcept nogil
 cdef int below(int directory, const char *name) noexcept nogil
-cdef int below_to_read(int directory, const char *name) noexcept nogil
+cdef int step_below(int directory, const char *name, bint readable) noexcept nogil
 cdef void barrier(int directory) noexcept nogil
 cdef int add_watch(Core *core, int fd, uint32_t mask) noexcept nogil
 cdef int watch_any(Core *core, int fd, uint32_t mask) noexcept nogil

@@ -15,7 +15,7 @@ Facts about path lookup that shape this file:
 * Inode numbers are used again; together with the device and the time of birth they tell one file from another.
 """
 
-from libc.errno cimport EAGAIN, EINVAL, ENOENT, ENOTDIR, ESRCH, errno
+from libc.errno cimport EAGAIN, EINVAL, ENOENT, ENOSYS, ENOTDIR, EPERM, ESRCH, EXDEV, errno
 from libc.stdint cimport uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport strtoull
@@ -33,6 +33,7 @@ from argusd.includes.linux cimport (
     O_PATH,
     O_RDONLY,
     POLLIN,
+    RESOLVE_NO_XDEV,
     STATX_BTIME,
     STATX_INO,
     SYS_getdents64,
@@ -41,6 +42,7 @@ from argusd.includes.linux cimport (
     dirent64,
     fchdir,
     fstatat,
+    fstatfs,
     inotify_add_watch,
     memrchr,
     open,
@@ -50,6 +52,7 @@ from argusd.includes.linux cimport (
     pollfd,
     read,
     stat_t,
+    statfs_t,
     statx,
     statx_t,
     syscall,
@@ -64,6 +67,30 @@ cdef enum:
     TASKS = 2048                    # bytes of it at once
     THREADS = 20                    # fields of proc_pid_stat(5)
     START = 22
+
+
+cdef unsigned long *PSEUDO = [
+    0x9FA0,                         # proc
+    0x62656572,                     # sysfs
+    0x27E0EB,                       # cgroup
+    0x63677270,                     # cgroup2
+    0x1CD1,                         # devpts
+    0x64626720,                     # debugfs
+    0x74726163,                     # tracefs
+    0x73636673,                     # securityfs
+    0xCAFE4A11,                     # bpf
+    0x62656570,                     # configfs
+    0x6165676C,                     # pstore
+    0xDE5E81E4,                     # efivarfs
+    0x65735543,                     # fusectl
+    0x42494E4D,                     # binfmt_misc
+    0x19800202,                     # mqueue
+    0xF97CFF8C,                     # selinuxfs
+    0x6E736673,                     # nsfs
+    0x67596969,                     # rpc_pipefs
+    0x07655821,                     # resctrl
+    0,
+]
 
 
 cdef int lookup(int directory, const char *path, int flags, unsigned long long resolve) noexcept nogil:
@@ -206,6 +233,37 @@ cdef int below_to_read(int directory, const char *name) noexcept nogil:
     """The same with a descriptor that can be read, which reports that the directory was opened."""
     cdef int fd = openat(directory, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
     return fd if fd >= 0 else -errno
+
+
+cdef bint is_pseudo(int fd) noexcept nogil:
+    """True if the file system shows the kernel's state, and holds nobody's files."""
+    cdef statfs_t status
+    cdef int i = 0
+    if fstatfs(fd, &status) != 0:
+        return False
+    while PSEUDO[i] and PSEUDO[i] != status.f_type:
+        i += 1
+    return PSEUDO[i] != 0
+
+
+cdef int step_below(int directory, const char *name, bint readable) noexcept nogil:
+    """Open a directory in a directory of a tree; ENOENT (negative) where a pseudo file system is mounted there.
+
+    Those are left out of a tree: /proc alone has thousands of directories, which come and go with every process. What
+    leads into one is a mount, where openat2(2) stops; only then is the type asked for.
+    """
+    cdef int how = O_RDONLY | O_NONBLOCK if readable else O_PATH
+    cdef int fd = lookup(directory, name, how | O_DIRECTORY | O_NOFOLLOW, RESOLVE_NO_XDEV)
+    if fd != -EXDEV and fd != -ENOSYS and fd != -EPERM:     # the last two: there is no openat2
+        return fd
+    fd = below(directory, name)
+    if fd >= 0 and is_pseudo(fd):
+        close(fd)
+        return -ENOENT
+    if fd >= 0 and readable:
+        close(fd)
+        fd = below_to_read(directory, name)
+    return fd
 
 
 cdef void barrier(int directory) noexcept nogil:

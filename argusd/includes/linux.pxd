@@ -54,6 +54,11 @@ cdef extern from "<sys/resource.h>" nogil:
     int PRIO_PROCESS
     int setpriority(int which, unsigned int who, int priority)
 
+cdef extern from "<sys/vfs.h>" nogil:
+    cdef struct statfs_t "statfs":
+        unsigned long f_type
+    int fstatfs(int fd, statfs_t *status)
+
 cdef extern from "<linux/openat2.h>" nogil:
     cdef struct open_how:
         uint64_t flags
