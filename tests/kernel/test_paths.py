@@ -175,9 +175,10 @@ an editor that keeps a backup
 a package manager that keeps the old file as a link until the new one is there
     write    /d/f
     watch    /d/f modify movedto deleteself
-    link     /d/f /d/f.old ; write /d/f.new ; rename /d/f.new /d/f ; unlink /d/f.old
+    link     /d/f /d/f.old ; write /d/f.new ; rename /d/f.new /d/f
                          -> MOVED_TO file /d/f
                          -> MODIFY file /d/f
+    unlink   /d/f.old    ->
     append   /d/f        -> MODIFY file /d/f
 
 a link is made to a file under the path
