@@ -87,8 +87,10 @@ cdef int twins_end = 0              # slots from here on were never used
 
 
 cdef bint is_twin(int pid) noexcept nogil:
-    """True if the process is one of the daemon's twins."""
+    """True if the process is one of the daemon's twins. 0 is none: the kernel's word for one that we do not see."""
     cdef int i
+    if pid <= 0:
+        return False
     for i in range(load_int(&twins_end)):
         if load_int(&twins[i]) == pid:
             return True

@@ -14,12 +14,13 @@ Without an actor an operation is the test's own: it prepares.
 
 from __future__ import annotations
 
+import errno
 import re
 import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ ELSEWHERE: Final = "/elsewhere"
 SINGLE: Final = "/etc/single.conf"
 NODE: Final = "node-1"
 SENTINEL: Final = "sentinel"
-ACTORS: Final = frozenset({"init", "exec", "neighbour", "host", "node", *GENERATIONS})
+ACTORS: Final = frozenset({"init", "exec", "neighbour", "host", "node", "stranger", *GENERATIONS})
 FOLDERS: Final = ("/data", SHARED)
 """Where stories play; empty at the beginning of each."""
 
@@ -269,5 +270,17 @@ class Stage:
             case "node":
                 there = [on_node(self.place.proc / "1", self.process, path) for path in paths]
                 return self.openers["node"].do(operation, *there)
+            case "stranger":  # this process: one that the daemon, in the place's PID namespace, does not see
+                return opened(self.world.path(path) for path in paths)
             case _:
                 return self.openers[who].do(operation, *paths)
+
+
+def opened(paths: Iterable[Path]) -> str:
+    """Open files for reading; an errno's name, or nothing."""
+    try:
+        for path in paths:
+            path.open("rb").close()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return ""

@@ -70,6 +70,12 @@ neither its own processes, nor an exec's, nor the node's
     node open  /data/f               -> EPERM
                                      -> DENY OPEN_PERM file /data/f
 
+nor who is outside of the daemon's PID namespace
+    write      /data/f
+    guard      deny=/data/f
+    stranger open /data/f            -> EPERM
+                                     -> DENY OPEN_PERM file /data/f
+
 a file of the image, before and after it is copied to the container's own layer
     guard      deny=/etc/passwd autoAllowOwner
     exec open  /etc/passwd           -> EPERM
