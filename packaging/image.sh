@@ -4,6 +4,7 @@
 # Environment: BUILDER   builder image; by default that of Dockerfile.scratch, or, where no registry answers within
 #                        20 s, a Debian image made here with debootstrap
 #              REGISTRY  what stands before /argusd:VERSION and /janusd:VERSION, the names of the images (localhost)
+#              NO_CACHE  anything: make every layer anew. The same commit gives the same digests
 # image.sh clean: removes the storage.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -111,7 +112,8 @@ build() {
     for name in janusd argusd; do  # argusd last: its file is what make looks at
         echo "Building the image of $name from $builder"
         image=${REGISTRY:-localhost}/$name:$version archive=$PWD/build/$name-image.tar
-        b build --quiet --isolation chroot --layers --format oci "${arguments[@]}" --build-arg "BUILDER=$builder" \
+        # Docker's format notes the name of the build's container, the history when a layer was made: both vary.
+        b build --quiet --isolation chroot --layers ${NO_CACHE:+--no-cache} --format oci --omit-history "${arguments[@]}" --build-arg "BUILDER=$builder" \
             --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
             --build-arg "SOURCE_DATE_EPOCH=$epoch" --timestamp "$epoch" \
             --file Dockerfile.scratch --target "$name" --tag "$image" . >"$WORK/build.log" 2>&1 ||
