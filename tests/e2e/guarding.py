@@ -78,9 +78,12 @@ def destroy_guard(daemon: PlacedDaemon, pod: str, *pids: int) -> None:
 
 
 def marked(daemon: PlacedDaemon) -> set[int]:
-    """The inodes that the daemon has marked, by their numbers: see proc_pid_fdinfo(5)."""
+    """The inodes that the daemon has marked, by their numbers: see proc_pid_fdinfo(5).
+
+    The groups are among the descriptors of the threads that answer, which are not those of the process.
+    """
     inodes: set[int] = set()
-    for info in Path(f"/proc/{daemon.pid}/fdinfo").iterdir():
+    for info in Path(f"/proc/{daemon.pid}/task").glob("*/fdinfo/*"):
         with suppress(FileNotFoundError):  # closed meanwhile
             inodes |= {int(inode, 16) for inode in re.findall(r"^fanotify ino:(\w+)", info.read_text(), re.MULTILINE)}
     return inodes

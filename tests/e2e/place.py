@@ -280,12 +280,27 @@ class PlacedDaemon(Daemon):
 
 
 def inotify_watches(process: Path) -> list[str]:
-    """The kernel's list of the inotify watches of a process, which is given by its folder in a /proc."""
+    """The kernel's list of the inotify watches of a process, which is given by its folder in a /proc.
+
+    Those of cgroups are left out: they stay for as long as the pod does, whatever is watched in it.
+    """
     lines: list[str] = []
+    cgroups = cgroup_devices()
     for info in (process / "fdinfo").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             lines += (line for line in info.read_text().splitlines() if line.startswith("inotify wd:"))
-    return lines
+    return [line for line in lines if line.split()[3].removeprefix("sdev:") not in cgroups]
+
+
+def cgroup_devices() -> set[str]:
+    """The devices of all cgroup hierarchies, as proc_pid_fdinfo(5) writes them."""
+    devices = set()
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if after.startswith("cgroup"):
+            major, minor = map(int, before.split()[2].split(":"))
+            devices.add(f"{major << 20 | minor:x}")
+    return devices
 
 
 def inner(process: subprocess.Popen[bytes]) -> int:
