@@ -82,8 +82,8 @@ def test_restart_under_a_new_id(runtime: Runtime, daemon: PlacedDaemon) -> None:
         assert watch(daemon, runtime.uri(first)) == [runtime.pid(first)]
         second = runtime.replace(first)
         stack.callback(runtime.remove, second)
-        wait_for_release(daemon, before)
-
+        # It takes the place of the first in the watch, and a controller that does not know that asks for it again.
+        until(lambda: daemon.state() == [("n", "p", [runtime.pid(second)])], WAIT_S, "the new container in the state")
         assert watch(daemon, runtime.uri(second)) == [runtime.pid(second)]
         assert daemon.state() == [("n", "p", [runtime.pid(second)])]
         runtime.exec(second, "touch", "/data/after")
