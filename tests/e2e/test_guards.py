@@ -366,11 +366,12 @@ def test_restart_under_a_new_id(stage: Stage) -> None:
     assert isinstance(stage.runtime, Cri)
     with stage.act(), ExitStack() as stack:
         first = stack.enter_context(stage.running("/volume"))
+        stage.shared.joinpath("f").touch()
         create_guard(stage.daemon, stage.pod, stage.runtime.uri(first), deny=["/volume/f", "/data/f"])
         second = stage.runtime.replace(first)
         stack.callback(stage.runtime.remove, second)
-        until(lambda: not guarded(stage), RPC_TIMEOUT_S, "a state without the pod")
-        stage.shared.joinpath("f").touch()
+        # It takes the place of the first in the guard, and a controller that does not know that asks for it again.
+        until(lambda: guarded(stage) == [[stage.runtime.pid(second)]], RPC_TIMEOUT_S, "the new container in the state")
 
         pids = create_guard(stage.daemon, stage.pod, stage.runtime.uri(second), deny=["/volume/f", "/data/f"])
         assert guarded(stage) == [pids] == [[stage.runtime.pid(second)]]
