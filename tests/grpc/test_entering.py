@@ -84,7 +84,7 @@ def test_a_daemon_without_openat2_falls_back(box: Container, tmp_path: Path, ans
 def test_a_daemon_that_must_use_openat2_does_not_start_without() -> None:
     result = run_to_end("-log_dir=", "-enter=openat2", command=without("openat2=ENOSYS"))
     assert result.returncode == 1
-    assert result.stderr.startswith("ERROR: -enter=openat2: openat2(2) is missing")
+    assert '"message":"-enter=openat2: openat2(2) is missing' in result.stderr
 
 
 def test_a_daemon_that_may_not_unshare_watches_with_openat2(box: Container, tmp_path: Path) -> None:
