@@ -7,16 +7,13 @@ what its names are. Whatever is too long, malformed, or not there is empty.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from argusd.pidfiles import ROOT
+from argusd.pidfiles import ROOT, read_note
 
 __all__ = ["Note", "read"]
 
@@ -30,8 +27,6 @@ _NAME_CHARACTERS: Final = 253  # the longest name of Kubernetes
 _NAMES: Final = ("io.kubernetes.cri.container-name", "io.kubernetes.container.name")
 _TYPES: Final = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType", "io.kubernetes.docker.type")
 _SANDBOXES: Final = frozenset({"sandbox", "podsandbox"})
-_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +68,5 @@ def _text(content: Mapping[str, Any], key: str) -> str:
 
 def _content(root: Path, names: list[str]) -> bytes:
     """Return a file's content; nothing when it is longer than anything that a runtime writes."""
-    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-        folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        stack.callback(os.close, folder)
-        for name in names[:-1]:
-            folder = os.open(name, _FOLDER, dir_fd=folder)
-            stack.callback(os.close, folder)
-        file = os.open(names[-1], _FILE, dir_fd=folder)
-        stack.callback(os.close, file)
-        status = os.fstat(file)
-        if stat.S_ISREG(status.st_mode) and status.st_size <= _BYTES:
-            return os.read(file, _BYTES)
-    return b""
+    content = read_note(root, names, _BYTES + 1)
+    return content if len(content) <= _BYTES else b""

@@ -13,7 +13,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-__all__ = ["ROOT", "init_pid"]
+__all__ = ["ROOT", "init_pid", "read_note"]
 
 ROOT: Final = Path("/proc/1/root")
 
@@ -31,13 +31,14 @@ _FILE: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 def init_pid(full: str, root: Path = ROOT) -> int | None:
     """The pid that a runtime noted for the container ``full``, a full id; None when there is no such note."""
     for form in _FILES:
-        text = _read(root, form.format(id=full).split("/")).strip()
+        text = read_note(root, form.format(id=full).split("/"), _PID_BYTES).strip()
         if text.isdigit():
             return int(text)
     return None
 
 
-def _read(root: Path, names: list[str]) -> bytes:
+def read_note(root: Path, names: list[str], size: int) -> bytes:
+    """Return the first ``size`` bytes of a file below ``root``, no link followed; nothing when it cannot be read."""
     with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
         folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, folder)
@@ -47,5 +48,5 @@ def _read(root: Path, names: list[str]) -> bytes:
         file = os.open(names[-1], _FILE, dir_fd=folder)
         stack.callback(os.close, file)
         if stat.S_ISREG(os.fstat(file).st_mode):
-            return os.read(file, _PID_BYTES)
+            return os.read(file, size)
     return b""
